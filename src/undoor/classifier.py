@@ -1,0 +1,134 @@
+"""Any network as a classifier with a penultimate layer."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from undoor.errors import UndoorError, first_line
+
+
+class Classifier:
+    """A network in evaluation mode, its device, and the layer whose input are the penultimate features.
+
+    Args:
+        model: takes (N, C, H, W) float images in [0, 1] and returns (N, K) logits.
+        layer: name of the module whose input is taken as features; by default the last ``nn.Linear`` that
+            runs in the forward pass. An input with more than two dimensions is averaged over all but the
+            first two.
+        mean: per channel, subtracted from the images first, for networks that do not normalise themselves.
+        std: per channel, divided by next.
+        device: where to compute; by default an accelerator if there is one.
+
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layer: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        device: str | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UndoorError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+        if (mean is None) != (std is None):
+            raise UndoorError("only one of mean and std is given; give both or neither")
+        self.device = torch.device(device or default_device())
+        self.model = model.to(self.device)
+        self.layer = layer
+        self._mean = None if mean is None else torch.tensor(mean, device=self.device).view(-1, 1, 1)
+        self._std = None if std is None else torch.tensor(std, device=self.device).view(-1, 1, 1)
+        self._candidates = self._modules_named(layer)
+
+    def _modules_named(self, layer: str | None) -> dict[str, nn.Module]:
+        modules = dict(self.model.named_modules())
+        linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+        if layer is not None:
+            if layer not in modules:
+                raise UndoorError(f"the model has no layer {layer!r}; its linear layers: {_listed(linear)}")
+            return {layer: modules[layer]}
+        if not linear:
+            leaves = [name for name, module in modules.items() if not list(module.children())]
+            raise UndoorError(
+                "the model has no linear layer; name the layer whose input are the features, "
+                f"one of: {_listed(leaves[-8:])}"
+            )
+        return linear
+
+    @contextmanager
+    def _recorded(self, calls: list[tuple[str, Tensor, Tensor]]) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: calls.append((name, inputs[0], output))
+            )
+            for name, module in self._candidates.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def scale(self, images: NDArray[np.uint8]) -> Tensor:
+        """Return (N, C, H, W) uint8 images as floats in [0, 1] on the device."""
+        return torch.from_numpy(np.ascontiguousarray(images)).to(self.device).float() / 255
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the penultimate features (N, t) and the logits (N, K) of float images in [0, 1].
+
+        The network is in evaluation mode during the call and back in its former mode after it.
+        """
+        if self._mean is not None:
+            images = (images - self._mean) / self._std
+        calls: list[tuple[str, Tensor, Tensor]] = []
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), self._recorded(calls):
+                logits = self.model(images)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UndoorError(
+                f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
+                "check --image-size and the number of channels"
+            ) from error
+        finally:
+            self.model.train(training)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise UndoorError("the model does not return one tensor of shape (N, classes); wrap it so that it does")
+        if not calls:
+            raise UndoorError(
+                f"no layer of {_listed(self._candidates)} runs in the forward pass; name the layer to use"
+            )
+        name, features, output = calls[-1]
+        if self.layer is None and output.shape != logits.shape:
+            raise UndoorError(
+                f"the last linear layer that runs ({name}) does not yield the {logits.shape[1]} logits; "
+                f"name the layer whose input are the features, one of: {_listed(dict.fromkeys(c[0] for c in calls))}"
+            )
+        if features.ndim > 2:
+            features = features.flatten(2).mean(2)
+        return features.float(), logits.float()
+
+    def decide(self, images: NDArray[np.uint8], batch_size: int = 512) -> NDArray[np.int64]:
+        """Return the decisions (N,) on (N, C, H, W) uint8 images."""
+        decisions = [
+            self.features_and_logits(self.scale(images[start : start + batch_size]))[1].argmax(1).cpu().numpy()
+            for start in range(0, len(images), batch_size)
+        ]
+        return np.concatenate(decisions)
+
+
+def default_device() -> str:
+    """Return "cuda" or "mps" if there is such an accelerator, else "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"

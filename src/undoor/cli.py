@@ -1,0 +1,327 @@
+"""The command line: parse, call, print.
+
+Nothing heavy is imported at the top: ``undoor --help`` answers at once.
+"""
+
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from undoor._version import __version__
+from undoor.errors import UndoorError, UndoorNotice
+
+app = typer.Typer(
+    name="undoor",
+    help="Find and remove backdoor poisoning from the training set of an image classifier.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+DATA = "a folder with a sub-folder per class, .parquet, .npz, CIFAR batches, hub:NAME, or digits"
+
+Data = Annotated[str, typer.Argument(help=DATA, metavar="DATA")]
+Out = Annotated[Path, typer.Option(help="the new folder")]
+Seed = Annotated[int, typer.Option(min=0, help="of everything that is random")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run wrote there")]
+Preset = Annotated[str, typer.Option(help="fast (a short schedule for a CPU) or paper (200 epochs)")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="instead of the preset's number")]
+Network = Annotated[str | None, typer.Option(help="resnet20, small-cnn or package.module:factory")]
+Split = Annotated[str, typer.Option(help="the part of DATA to read, where it has several")]
+ImageColumn = Annotated[str | None, typer.Option(help="of Parquet and hub data")]
+LabelColumn = Annotated[str | None, typer.Option(help="of Parquet and hub data")]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="resize all images to this height and width")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
+
+
+def _read(data: str, **options: Any) -> Any:
+    from undoor.readers import read
+    from undoor.terminal import err
+
+    with err.status(f"reading {data}") if err.is_terminal else warnings.catch_warnings():
+        return read(data, **options)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"undoor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _undoor(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="the folder for findings/ and demo.json")] = Path("undoor-demo"),
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Plant a backdoor in embedded data, find it, remove it, retrain, and show before and after."""
+    from undoor import terminal
+    from undoor.experiments.demo import demo as run
+
+    with terminal.training_bar() as on_step:
+        result = run(out, seed, overwrite=overwrite, on_step=on_step)
+    attack = result.attack
+    terminal.out.print(
+        f"planted: {attack.count} images with one brighter pixel at "
+        f"{attack.trigger.row},{attack.trigger.column}, labelled {attack.target}"
+    )
+    terminal.print_findings(result.findings)
+    terminal.print_before_after(result.before, result.after)
+    terminal.out.print(f"report: {out / 'findings' / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def poison(
+    data: Data,
+    out: Out,
+    target: Annotated[str, typer.Option(help="the class that poisoned images are labelled as")],
+    source: Annotated[
+        list[str] | None, typer.Option(help="a class to poison; may be repeated; by default all but the target")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="of poisoned images")] = 1000,
+    size: Annotated[float, typer.Option(help="of the change of the pixel, above 0 and at most 1")] = 0.25,
+    position: Annotated[
+        str | None, typer.Option(help="ROW,COLUMN of the pixel; by default drawn from the central half")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="remove the originals of poisoned images")] = False,
+    seed: Seed = 0,
+    split: Split = "train",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    image_size: ImageSize = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Write a poisoned copy of DATA (Parquet, lossless) with the truth in it, and attack.json beside it."""
+    from undoor.attacks import Attack, write_attack
+    from undoor.attacks import poison as plant
+    from undoor.files import atomic_folder
+    from undoor.readers.parquet import write_parquet
+    from undoor.terminal import out as console
+
+    place = _position(position)
+    _refuse_existing(out)
+    dataset = _read(
+        data, split=split, image_column=image_column, label_column=label_column,
+        image_size=image_size, skip_broken=skip_broken,
+    )  # fmt: skip
+    attack = Attack.one_pixel(
+        dataset, target=target, count=count, size=size, sources=source or None, position=place,
+        keep_originals=not replace, seed=seed,
+    )  # fmt: skip
+    poisoned = plant(dataset, attack)
+    with atomic_folder(out) as folder:
+        write_parquet(poisoned, folder / "train.parquet")
+        write_attack(attack, folder / "attack.json")
+    pixel = attack.trigger
+    console.print(
+        f"{len(poisoned)} images, {count} of them poisoned: pixel {pixel.row},{pixel.column} brighter by {size}, "
+        f"labelled {target}\nwritten to {out}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="the file for the network, .safetensors")],
+    preset: Preset = "fast",
+    epochs: Epochs = None,
+    network: Network = None,
+    test: Annotated[str | None, typer.Option(help="clean test DATA: print the accuracy")] = None,
+    attack: Annotated[
+        Path | None, typer.Option(help="attack.json of undoor poison: print its success on the test data too")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    split: Split = "train",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    image_size: ImageSize = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Train a network on DATA. An interrupted training resumes when the command is given again."""
+    from undoor import terminal
+    from undoor.attacks import read_attack
+    from undoor.experiments.measure import measure
+    from undoor.training import recipe
+    from undoor.victims import fit_victim
+
+    chosen = recipe(preset, epochs=epochs, seed=seed)
+    planned = None if attack is None else read_attack(attack)
+    if planned is not None and test is None:
+        raise UndoorError("--attack is measured on test images; add --test DATA")
+    columns = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
+    dataset = _read(data, split=split, skip_broken=skip_broken, **columns)
+    test_set = None if test is None else _read(test, split="test", skip_broken=skip_broken, **columns)
+    with terminal.training_bar() as on_step:
+        model = fit_victim(dataset, chosen, out, network, overwrite=overwrite, on_step=on_step)
+    terminal.out.print(f"network: {out}", soft_wrap=True, markup=False)
+    if test_set is not None:
+        terminal.print_success(measure(model, test_set, planned))
+
+
+@app.command()
+def scan(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="the folder for the findings")],
+    model: Annotated[
+        Path | None, typer.Option(help="the network's weights; by default one is trained on DATA and kept in --out")
+    ] = None,
+    network: Network = None,
+    layer: Annotated[
+        str | None, typer.Option(help="the layer whose input are the features; by default the last linear one")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="M,M,M: subtracted from each channel in [0, 1] first")] = None,
+    std: Annotated[str | None, typer.Option(help="S,S,S: each channel is divided by it next")] = None,
+    image_filter: Annotated[
+        str, typer.Option("--filter", help="average[:SIZE[:zero]], median, gaussian, noise or quantise")
+    ] = "average:2",
+    threshold: Annotated[
+        float | None, typer.Option(help="impurity above which a cluster is flagged; by default calibrated")
+    ] = None,
+    unconditioned: Annotated[
+        bool, typer.Option("--unconditioned", help="count all images in p, not only those decided as labelled")
+    ] = False,
+    skip_single: Annotated[bool, typer.Option("--skip-single", help="skip classes with one cluster")] = False,
+    preset: Preset = "fast",
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 512,
+    overwrite: Overwrite = False,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="end with 0 although something is flagged")] = False,
+    split: Split = "train",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    image_size: ImageSize = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Scan DATA for backdoor poisoning. Ends with 1 if something is flagged, 0 if nothing is."""
+    from undoor import terminal
+    from undoor.classifier import Classifier
+    from undoor.defenses.training_set import ClusterImpurity
+    from undoor.filters import parse_filter
+    from undoor.findings import refuse_findings
+    from undoor.scanning import scan as run
+    from undoor.scanning import write_findings
+    from undoor.training import recipe
+    from undoor.victims import fit_victim
+    from undoor.weights import load_model, require_same_classes
+
+    h = parse_filter(image_filter)
+    defense = ClusterImpurity(
+        threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed
+    )
+    options: dict[str, Any] = {"layer": layer, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+    chosen = recipe(preset, epochs=epochs, seed=seed)
+    refuse_findings(out, overwrite)
+    given = None if model is None else load_model(model, network)
+    if given is not None:
+        classifier = Classifier(given[0], **options)
+    dataset = _read(
+        data, split=split, image_column=image_column, label_column=label_column,
+        image_size=image_size, skip_broken=skip_broken,
+    )  # fmt: skip
+    if given is None:
+        with terminal.training_bar() as on_step:
+            victim = fit_victim(
+                dataset, chosen, out / "victim.safetensors", network, overwrite=overwrite, on_step=on_step
+            )
+        classifier = Classifier(victim, **options)
+    else:
+        require_same_classes(given[1], dataset.class_names, model)
+    with terminal.counting_bar("evidence") as on_batch:
+        findings = run(classifier, dataset, defense, image_filter=h, batch_size=batch_size, on_batch=on_batch)
+    write_findings(findings, dataset, h, out, overwrite=overwrite)
+    terminal.print_findings(findings)
+    terminal.out.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
+    if findings.verdict == "poisoned" and not exit_zero:
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    data: Data,
+    findings: Annotated[Path, typer.Option(help="the folder that undoor scan wrote for DATA")],
+    out: Out,
+    split: Split = "train",
+) -> None:
+    """Write the part of DATA that was not flagged; DATA itself stays as it is."""
+    from undoor.findings import read_ids
+    from undoor.readers.subset import write_subset
+    from undoor.terminal import out as console
+
+    _refuse_existing(out)
+    scanned, kept = read_ids(findings)
+    write_subset(data, scanned, kept, out, split)
+    console.print(f"kept {len(kept)} of {len(scanned)} images\nwritten to {out}", soft_wrap=True, markup=False)
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise UndoorError(f"{out} exists already; choose another --out")
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UndoorError(f"{option} is {text!r}; give numbers with commas between them, one a channel") from None
+
+
+def _position(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    row, _, column = text.partition(",")
+    if not (row.strip().isdigit() and column.strip().isdigit()):
+        raise UndoorError(f"--position is {text!r}; give ROW,COLUMN, counted from 0")
+    return int(row), int(column)
+
+
+def main() -> None:
+    """Run the command line; an error the user can mend is one line and exit code 2."""
+    former = warnings.showwarning
+
+    def show(message: Any, category: Any, *rest: Any) -> None:
+        if issubclass(category, UndoorNotice):
+            print(f"note: {_one_line(message)}", file=sys.stderr)
+        else:
+            former(message, category, *rest)
+
+    warnings.showwarning = show
+    try:
+        app()
+    except UndoorError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {_one_line(error.strerror or error)}{where}; nothing was lost: free the cause and try again",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a fault of undoor; please report it with the lines above", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line(message: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in str(message))
+
+
+if __name__ == "__main__":
+    main()

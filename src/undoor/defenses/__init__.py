@@ -1,0 +1,1 @@
+"""Defences, sorted by when the defender acts."""

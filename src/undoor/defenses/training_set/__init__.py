@@ -1,0 +1,15 @@
+"""Defences that act on the training set: pure functions ``defence(evidence) -> Findings``."""
+
+from typing import Protocol
+
+from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
+from undoor.evidence import Evidence
+from undoor.findings import Findings
+
+__all__ = ["ClusterImpurity", "TrainingSetDefense"]
+
+
+class TrainingSetDefense(Protocol):
+    """A training-set defence; it sees no truth, no target class and no poisoning rate."""
+
+    def __call__(self, evidence: Evidence, /) -> Findings: ...

@@ -1,0 +1,1 @@
+"""Experiments: attack, victim, defence and retraining, measured."""

@@ -1,0 +1,94 @@
+"""The whole way on the embedded data: plant, train, scan, remove, retrain."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from undoor.attacks import Attack, poison
+from undoor.dataset import Dataset
+from undoor.defenses.training_set import ClusterImpurity
+from undoor.experiments.measure import Success, measure
+from undoor.files import write_text
+from undoor.filters import Average
+from undoor.findings import Findings, refuse_findings, versions
+from undoor.readers import read
+from undoor.scanning import scan, write_findings
+from undoor.training import Step, recipe, train
+
+EPOCHS = 10
+COUNT, SIZE, TARGET = 300, 0.4, "0"
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """What the demonstration showed: the attack, the findings, and the network before and after."""
+
+    attack: Attack
+    before: Success
+    after: Success
+    findings: Findings
+    seconds: dict[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the content of ``demo.json``."""
+        return {
+            "attack": asdict(self.attack),
+            "before": self.before,
+            "after": self.after,
+            "truth": self.findings.truth,
+            "seed": self.findings.seed,
+            "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
+            "versions": versions(),
+        }
+
+
+def demo(
+    out: Path | None = None,
+    seed: int = 0,
+    *,
+    overwrite: bool = False,
+    on_stage: Callable[[str], None] = lambda _: None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Demo:
+    """Poison the digits from all other classes, train on them, scan, remove what is flagged, and retrain.
+
+    Args:
+        out: writes ``out/findings/`` and ``out/demo.json`` if given.
+        seed: of everything that is random.
+        overwrite: earlier results in ``out``.
+        on_stage: told the name of each stage as it begins.
+        on_step: called after every training step.
+
+    """
+    if out is not None:
+        refuse_findings(out / "findings", overwrite)
+    seconds: dict[str, float] = {}
+
+    def fit(stage: str, training_set: Dataset) -> nn.Module:
+        on_stage(stage)
+        begun = time.perf_counter()
+        model = train(training_set, recipe(epochs=EPOCHS, seed=seed), on_step=on_step)
+        seconds[stage] = time.perf_counter() - begun
+        return model
+
+    on_stage("read")
+    clean, test = read("digits"), read("digits", split="test")
+    attack = Attack.one_pixel(clean, target=TARGET, count=COUNT, size=SIZE, seed=seed)
+    poisoned = poison(clean, attack)
+    model = fit("train", poisoned)
+    before = measure(model, test, attack)
+    on_stage("scan")
+    findings = scan(model, poisoned, ClusterImpurity(seed=seed))
+    seconds["scan"] = sum(findings.seconds.values())
+    after = measure(fit("retrain", poisoned.take(~findings.flagged)), test, attack)
+
+    result = Demo(attack, before, after, findings, seconds)
+    if out is not None:
+        write_findings(findings, poisoned, Average(), out / "findings", overwrite=overwrite)
+        write_text(out / "demo.json", json.dumps(result.summary(), indent=2) + "\n")
+    return result

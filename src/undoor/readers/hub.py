@@ -1,0 +1,41 @@
+"""Data sets of the Hugging Face hub, by name."""
+
+import warnings
+
+import pyarrow as pa
+
+from undoor.dataset import Dataset
+from undoor.errors import UndoorError, first_line
+from undoor.readers.options import ReadOptions
+from undoor.readers.parquet import dataset_from_table
+
+
+def read_hub(name: str, options: ReadOptions) -> Dataset:
+    """Read a split of ``owner/name`` (or ``owner/name:configuration``, or a local copy of its folder).
+
+    Only data files are read: a data set that needs a script of its own is refused by ``datasets``.
+    """
+    import datasets
+
+    repository, _, configuration = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, configuration or None, split=options.split)
+    except Exception as error:
+        raise UndoorError(
+            f"the hub data set {name!r} cannot be loaded: {first_line(error)}; check its name, --split and the network"
+        ) from error
+    return dataset_from_hub(loaded, name, options)
+
+
+def dataset_from_hub(loaded: "datasets.Dataset", where: str, options: ReadOptions) -> Dataset:  # noqa: F821
+    """Turn a ``datasets.Dataset`` with an image and a label column into ours."""
+    import datasets
+
+    for column, feature in loaded.features.items():
+        if isinstance(feature, datasets.Image):  # encoded bytes: undoor decodes, once and with its own checks
+            loaded = loaded.cast_column(column, datasets.Image(decode=False))
+    loaded = loaded.flatten_indices() if loaded._indices is not None else loaded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        table: pa.Table = loaded.with_format("arrow")[:]
+    return dataset_from_table(table, where, options)

@@ -1,0 +1,56 @@
+"""Write the part of an image set that is kept, in the form it came in."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from undoor.errors import UndoorError
+from undoor.files import atomic_folder
+from undoor.readers import folder, parquet, read, reader_of
+
+
+def write_subset(source: str, ids: Sequence[str], kept: Sequence[str], out: Path, split: str = "train") -> None:
+    """Write the samples ``kept`` of ``source`` into the new folder ``out``; the source stays as it is.
+
+    A folder becomes a folder with copies of its files, Parquet becomes ``out/SPLIT.parquet`` with the same
+    columns and bytes, and everything else becomes such Parquet with lossless PNG.
+
+    Args:
+        source: what was scanned, as ``undoor.readers.read`` takes it.
+        ids: all that were scanned.
+        kept: those to keep, in the order of the source.
+        out: must not exist.
+        split: of the source that was scanned.
+
+    """
+    path = Path(source)
+    reader = None if source == "digits" or source.startswith("hub:") else reader_of(path)
+    if reader is folder:
+        _require(ids, {name for name in ids if (path / name).is_file()}, source)
+        with atomic_folder(out) as temporary:
+            for name in kept:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path / name, temporary / name)
+    elif reader is parquet:
+        table = pa.concat_tables([pq.read_table(file) for file in parquet.shards(path, split)])
+        _require(ids, {str(row) for row in range(table.num_rows)}, source)
+        rows = pa.array([int(name) for name in kept])
+        with atomic_folder(out) as temporary:
+            pq.write_table(table.take(rows), temporary / f"{split}.parquet", row_group_size=1000)
+    else:
+        dataset = read(source, split=split)
+        _require(ids, set(dataset.ids.tolist()), source)
+        with atomic_folder(out) as temporary:
+            parquet.write_parquet(dataset.take(np.isin(dataset.ids, list(kept))), temporary / f"{split}.parquet")
+
+
+def _require(ids: Sequence[str], present: set[str], source: str) -> None:
+    missing = [name for name in ids if name not in present]
+    if missing:
+        raise UndoorError(
+            f"{len(missing)} scanned samples are not in {source}, the first is {missing[0]}; give the data that was scanned"
+        )

@@ -1,0 +1,102 @@
+"""What the command line shows: progress bars, tables and notices. Numbers come in, text goes out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from undoor.experiments.measure import Success
+    from undoor.findings import Findings
+    from undoor.training import Step
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def _bar(name: str, columns: tuple[TextColumn, ...] = ()) -> Iterator[Progress]:
+    parts = (TextColumn("{task.description}"), BarColumn(20), *columns, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*parts, console=err, disable=not err.is_terminal, transient=True) as progress:
+        progress.add_task(name, total=None, told="")
+        yield progress
+
+
+@contextmanager
+def training_bar(name: str = "train") -> Iterator[Callable[["Step"], None]]:
+    """Yield a function that shows each training step: epoch, loss, accuracy and the time left.
+
+    Where there is no terminal, a plain line is printed after every epoch instead.
+    """
+    with _bar(name, (TextColumn("{task.fields[told]}"),)) as progress:
+        task = progress.tasks[0].id
+
+        def show(step: "Step") -> None:
+            told = f"epoch {step.epoch}/{step.epochs}  loss {step.loss:.3f}  accuracy {step.accuracy:.3f}"
+            done = (step.epoch - 1) * step.steps + step.step
+            progress.update(task, total=step.epochs * step.steps, completed=done, told=told)
+            if not err.is_terminal and step.step == step.steps:
+                err.print(f"{name}: {told}")
+
+        yield show
+
+
+@contextmanager
+def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that is told how many of how many are done."""
+    with _bar(name, (TextColumn("{task.completed}/{task.total}"),)) as progress:
+        task = progress.tasks[0].id
+        yield lambda done, total: progress.update(task, total=total, completed=done)
+
+
+def print_findings(findings: "Findings") -> None:
+    """Print the verdict and the clusters of highest impurity."""
+    flagged = int(findings.flagged.sum())
+    where = f" in class {', '.join(findings.classes_flagged)}" if flagged else ""
+    colour = "red" if flagged else "green"
+    out.print(f"[bold {colour}]{findings.verdict}[/]: {flagged} of {len(findings.samples)} images flagged", end="")
+    out.print(where, markup=False)
+
+    table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}", title_justify="left")
+    for name in ("class", "cluster", "images", "changed", "impurity"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    table.add_column("flagged")
+    for row in findings.clusters.sort_values("impurity", ascending=False, kind="stable").head(5).to_dict("records"):
+        table.add_row(
+            _plain(row["class_name"]),
+            str(row["cluster"]),
+            str(row["size"]),
+            f"{row['changed']:.1%}",
+            f"{row['impurity']:.3f}",
+            "yes" if row["flagged"] else "",
+        )
+    out.print(table)
+    if findings.truth is not None:
+        told = {name: value for name, value in findings.truth.items() if isinstance(value, float)}
+        out.print("against the truth: " + ", ".join(f"{name} {value:.4f}" for name, value in told.items()))
+
+
+def print_success(success: "Success") -> None:
+    """Print clean accuracy and attack success rate."""
+    out.print(f"clean accuracy {success['clean_accuracy']:.4f}")
+    if success["attack_success_rate"] is not None:
+        out.print(f"attack success rate {success['attack_success_rate']:.4f}")
+
+
+def print_before_after(before: "Success", after: "Success") -> None:
+    """Print one table with the network before and after cleaning."""
+    table = Table()
+    for name in ("", "before", "after"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("clean accuracy", f"{before['clean_accuracy']:.4f}", f"{after['clean_accuracy']:.4f}")
+    rates = [f"{s['attack_success_rate']:.4f}" for s in (before, after)]
+    table.add_row("attack success rate", *rates)
+    out.print(table)
+
+
+def _plain(text: str) -> str:
+    """Return ``text`` without control characters and without meaning for rich."""
+    return "".join(c if c.isprintable() else "?" for c in text).replace("[", r"\[")

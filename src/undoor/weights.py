@@ -1,0 +1,154 @@
+"""Networks in files: weights and what they belong to, never code."""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from undoor.errors import UndoorError, first_line
+from undoor.files import atomic
+from undoor.networks import NETWORKS, build_network
+
+EXECUTABLE = {".pkl", ".pickle", ".pt2", ".joblib", ".mar"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a weight file says of the network it belongs to.
+
+    Args:
+        network: a key of ``NETWORKS`` or ``package.module:factory``.
+        shape: (C, H, W) of the images it was trained on.
+        class_names: in the order of the logits.
+        recipe: how it was trained, as plain values.
+
+    """
+
+    network: str
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    recipe: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """Return the network with fresh weights."""
+        if self.network in NETWORKS:
+            return build_network(self.network, self.shape, len(self.class_names))
+        return call_factory(self.network)
+
+
+def save_model(model: nn.Module, architecture: Architecture, path: Path) -> None:
+    """Write weights and architecture to a ``.safetensors`` file, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    described = json.dumps(architecture.__dict__, sort_keys=True)
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"undoor": described})
+
+
+def read_architecture(path: Path) -> Architecture | None:
+    """Return what a ``.safetensors`` file says of its network; None if it was not written by undoor."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = (file.metadata() or {}).get("undoor")
+        if described is None:
+            return None
+        fields = json.loads(described)
+        channels, height, width = fields["shape"]
+        return Architecture(
+            str(fields["network"]), (channels, height, width), tuple(fields["class_names"]), fields["recipe"]
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UndoorError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+
+
+def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module, tuple[str, ...] | None]:
+    """Return a network with the weights in ``path``, and its class names where the file knows them.
+
+    Args:
+        path: a ``.safetensors`` file, or a checkpoint of nothing but tensors (``.pt``, ``.pth``, ``.bin``).
+            Files that run code when they are loaded are refused.
+        network: a name from ``NETWORKS`` or ``package.module:factory``, a function without arguments that
+            returns the ``nn.Module``; not needed for files written by ``undoor train``.
+
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UndoorError(f"{path} is no file; give the weights of a model, a .safetensors file")
+    if path.suffix == ".safetensors":
+        architecture = read_architecture(path)
+        if network is not None and network not in NETWORKS:
+            model = call_factory(network)
+        elif architecture is not None:
+            model = architecture.build()
+        else:
+            raise UndoorError(
+                f"{path} does not say which network it belongs to; name it with --network package.module:factory"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except SafetensorError as error:
+            raise UndoorError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+        names = architecture.class_names if architecture else None
+    else:
+        weights, names = _tensors_only(path), None
+        if network is None:
+            raise UndoorError(f"{path} holds only weights; name their network with --network package.module:factory")
+        model = call_factory(network)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise UndoorError(f"the weights in {path} do not fit the network: {reasons[0][:200]}") from error
+    return model, names
+
+
+def require_same_classes(of_model: Sequence[str] | None, of_data: Sequence[str], path: Path | None) -> None:
+    """Raise if a network's class names are known and are not those of the data, in the same order."""
+    if of_model is not None and tuple(of_model) != tuple(of_data):
+        raise UndoorError(
+            f"{path} was trained for the classes {', '.join(of_model[:10])}, the data has "
+            f"{', '.join(of_data[:10])}; take a model that was trained for these classes"
+        )
+
+
+def _tensors_only(path: Path) -> dict[str, Tensor]:
+    refused = (
+        f"{path} is a pickled object: loading it would run code that it holds; save the weights alone, "
+        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), and name the network with --network"
+    )
+    if path.suffix in EXECUTABLE:
+        raise UndoorError(refused)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - the unpickler raises what a hostile file makes it raise
+        raise UndoorError(refused) from error
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UndoorError(f"{path} is no state_dict: it holds other things than tensors; save model.state_dict()")
+    return weights
+
+
+def call_factory(name: str) -> nn.Module:
+    """Import ``package.module:factory``, call it and return the network."""
+    module_name, _, factory_name = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # a network usually lies in a file beside the data, not in a package
+        sys.path.append(here)
+    try:
+        model = getattr(importlib.import_module(module_name), factory_name)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UndoorError(
+            f"no network {name!r}: {first_line(error)}; give one of {', '.join(NETWORKS)} or "
+            "package.module:factory, a function without arguments that returns the nn.Module"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UndoorError(f"{name} returned a {type(model).__name__}; it must return a torch.nn.Module")
+    return model
