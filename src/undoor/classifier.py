@@ -47,7 +47,9 @@ class Classifier:
 
     def _modules_named(self, layer: str | None) -> dict[str, nn.Module]:
         modules = dict(self.model.named_modules())
-        linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+        linear: dict[str, nn.Module] = {
+            name: module for name, module in modules.items() if isinstance(module, nn.Linear)
+        }
         if layer is not None:
             if layer not in modules:
                 raise UndoorError(f"the model has no layer {layer!r}; its linear layers: {_listed(linear)}")
@@ -63,9 +65,7 @@ class Classifier:
     @contextmanager
     def _recorded(self, calls: list[tuple[str, Tensor, Tensor]]) -> Iterator[None]:
         handles = [
-            module.register_forward_hook(
-                lambda _, inputs, output, name=name: calls.append((name, inputs[0], output))
-            )
+            module.register_forward_hook(lambda _, inputs, output, name=name: calls.append((name, inputs[0], output)))
             for name, module in self._candidates.items()
         ]
         try:
@@ -83,7 +83,7 @@ class Classifier:
 
         The network is in evaluation mode during the call and back in its former mode after it.
         """
-        if self._mean is not None:
+        if self._mean is not None and self._std is not None:
             images = (images - self._mean) / self._std
         calls: list[tuple[str, Tensor, Tensor]] = []
         training = self.model.training

@@ -90,7 +90,8 @@ def poison(
     out: Out,
     target: Annotated[str, typer.Option(help="the class that poisoned images are labelled as")],
     source: Annotated[
-        list[str] | None, typer.Option(help="a class to poison; may be repeated; by default all but the target")
+        list[str] | None,
+        typer.Option(help="a class to poison; may be repeated; by default all but the target"),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="of poisoned images")] = 1000,
     size: Annotated[float, typer.Option(help="of the change of the pixel, above 0 and at most 1")] = 0.25,
@@ -180,11 +181,13 @@ def scan(
     data: Data,
     out: Annotated[Path, typer.Option(help="the folder for the findings")],
     model: Annotated[
-        Path | None, typer.Option(help="the network's weights; by default one is trained on DATA and kept in --out")
+        Path | None,
+        typer.Option(help="the network's weights; by default one is trained on DATA and kept in --out"),
     ] = None,
     network: Network = None,
     layer: Annotated[
-        str | None, typer.Option(help="the layer whose input are the features; by default the last linear one")
+        str | None,
+        typer.Option(help="the layer whose input are the features; by default the last linear one"),
     ] = None,
     mean: Annotated[str | None, typer.Option(help="M,M,M: subtracted from each channel in [0, 1] first")] = None,
     std: Annotated[str | None, typer.Option(help="S,S,S: each channel is divided by it next")] = None,
@@ -195,7 +198,8 @@ def scan(
         float | None, typer.Option(help="impurity above which a cluster is flagged; by default calibrated")
     ] = None,
     unconditioned: Annotated[
-        bool, typer.Option("--unconditioned", help="count all images in p, not only those decided as labelled")
+        bool,
+        typer.Option("--unconditioned", help="count all images in p, not only those decided as labelled"),
     ] = False,
     skip_single: Annotated[bool, typer.Option("--skip-single", help="skip classes with one cluster")] = False,
     preset: Preset = "fast",
@@ -223,10 +227,12 @@ def scan(
     from undoor.weights import load_model, require_same_classes
 
     h = parse_filter(image_filter)
-    defense = ClusterImpurity(
-        threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed
-    )
-    options: dict[str, Any] = {"layer": layer, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+    defense = ClusterImpurity(threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed)
+    options: dict[str, Any] = {
+        "layer": layer,
+        "mean": _numbers(mean, "--mean"),
+        "std": _numbers(std, "--std"),
+    }
     chosen = recipe(preset, epochs=epochs, seed=seed)
     refuse_findings(out, overwrite)
     given = None if model is None else load_model(model, network)
@@ -302,7 +308,7 @@ def main() -> None:
         else:
             former(message, category, *rest)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment] # only its first arguments matter
     try:
         app()
     except UndoorError as error:

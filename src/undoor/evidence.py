@@ -28,7 +28,8 @@ class Outputs:
     @property
     def decisions(self) -> NDArray[np.int64]:
         """(N,) the class with the highest logit."""
-        return self.logits.argmax(1)
+        decisions: NDArray[np.int64] = np.argmax(self.logits, axis=1)
+        return decisions
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,4 @@ def collect(
         if on_batch is not None:
             on_batch(start + len(images), len(dataset))
     plain, *filtered = (Outputs(*map(np.concatenate, zip(*part, strict=True))) for part in parts)
-    return Evidence(
-        plain, dict(zip(names, filtered, strict=True)), dataset.labels, dataset.ids, dataset.class_names
-    )
+    return Evidence(plain, dict(zip(names, filtered, strict=True)), dataset.labels, dataset.ids, dataset.class_names)

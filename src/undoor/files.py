@@ -1,6 +1,5 @@
 """Files that are either whole or not there."""
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,12 +37,35 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        os.rename(temporary, path)
+        temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def staged(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield an empty folder within ``folder``; on success its files move up, replacing those of the same name.
+
+    A failure on the way leaves ``folder`` as it was. The file named ``last`` is taken away first and comes
+    last: whoever finds it finds all the others, and all of one kind.
+    """
+    existed = folder.exists()
+    temporary = folder / f".{secrets.token_hex(4)}.part"
+    temporary.mkdir(parents=True)
+    done = False
+    try:
+        yield temporary
+        (folder / last).unlink(missing_ok=True)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+            file.replace(folder / file.name)
+        done = True
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not done and not existed:
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8")

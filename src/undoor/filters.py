@@ -22,7 +22,9 @@ class Filter(Protocol):
     ``__call__`` takes (N, C, H, W) float images in [0, 1] and returns the same shape and range.
     """
 
-    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Filter (N, C, H, W) images."""
+        ...
 
 
 def _pad(images: Tensor, size: int, edge: Edge) -> Tensor:
@@ -44,6 +46,7 @@ class Average:
     edge: Edge = "replicate"
 
     def __call__(self, images: Tensor, /) -> Tensor:
+        """Filter (N, C, H, W) images."""
         return F.avg_pool2d(_pad(images, self.size, self.edge), self.size, stride=1)
 
 
@@ -55,6 +58,7 @@ class Median:
     edge: Edge = "replicate"
 
     def __call__(self, images: Tensor, /) -> Tensor:
+        """Filter (N, C, H, W) images."""
         padded = _pad(images, self.size, self.edge)
         windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1).flatten(4).sort(dim=4).values
         n = self.size**2
@@ -69,6 +73,7 @@ class Gaussian:
     edge: Edge = "replicate"
 
     def __call__(self, images: Tensor, /) -> Tensor:
+        """Filter (N, C, H, W) images."""
         radius = max(1, round(3 * self.sigma))
         offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
         kernel = torch.exp(-0.5 * (offsets / self.sigma) ** 2)
@@ -89,6 +94,7 @@ class Noise:
     seed: int = 0
 
     def __call__(self, images: Tensor, /) -> Tensor:
+        """Filter (N, C, H, W) images."""
         generator = torch.Generator().manual_seed(self.seed)
         field = (2 * torch.rand(images.shape[1:], generator=generator) - 1) * (self.amplitude / 255)
         return (images + field.to(images)).clamp(0, 1)
@@ -101,12 +107,13 @@ class Quantise:
     levels: int = 8
 
     def __call__(self, images: Tensor, /) -> Tensor:
+        """Filter (N, C, H, W) images."""
         steps = self.levels - 1
         return (images * steps).round() / steps
 
 
 def parse_filter(text: str) -> Filter:
-    """Return the filter that ``text`` names: ``average``, ``average:3``, ``gaussian:0.8``, ``average:2:zero`` …
+    """Return the filter that ``text`` names, such as ``average``, ``gaussian:0.8`` or ``average:2:zero``.
 
     The number is the window in pixels (average, median), the standard deviation in pixels (gaussian), the
     amplitude of 255 (noise) or the number of levels (quantise); ``replicate`` or ``zero`` may follow for
@@ -141,4 +148,4 @@ def _windowed(name: str, number: float | None, edge: Edge) -> Filter:
 
 
 def _whole(number: float, low: int, high: int) -> bool:
-    return number == int(number) and low <= number <= high
+    return number.is_integer() and low <= number <= high

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from undoor.errors import UndoorError
-from undoor.files import atomic, write_text
+from undoor.files import staged
 from undoor.metrics import DetectionCounts, detection
 
 SCHEMA_VERSION = 1
@@ -68,7 +68,7 @@ class Findings:
 
     @property
     def verdict(self) -> Literal["poisoned", "clean"]:
-        """"poisoned" when anything is flagged."""
+        """Whether anything is flagged."""
         return "poisoned" if self.flagged.any() else "clean"
 
     @property
@@ -79,9 +79,7 @@ class Findings:
 
     def against(self, poisoned: NDArray[np.bool_]) -> "Findings":
         """Return these findings with their hits and false alarms counted against the truth, (N,) bool."""
-        counts = detection(
-            self.flagged, self.samples["score"].to_numpy(), self.samples["label"].to_numpy(), poisoned
-        )
+        counts = detection(self.flagged, self.samples["score"].to_numpy(), self.samples["label"].to_numpy(), poisoned)
         return replace(self, truth=counts)
 
     def timed(self, seconds: Mapping[str, float]) -> "Findings":
@@ -111,15 +109,18 @@ class Findings:
         ``summary.json`` comes last: a folder that holds it holds whole findings.
         """
         refuse_findings(folder, overwrite)
-        (folder / "summary.json").unlink(missing_ok=True)
-        for name, frame in (("samples", self.samples), ("clusters", self.clusters)):
-            with atomic(folder / f"{name}.parquet") as path:
-                frame.to_parquet(path, index=False)
         ids = self.samples["id"]
-        for name, chosen in (("keep", ids[~self.flagged]), ("drop", ids[self.flagged])):
-            write_text(folder / f"{name}.txt", "".join(f"{i}\n" for i in chosen))
-        write_text(folder / "report.html", report)
-        write_text(folder / "summary.json", json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n")
+        texts = {
+            "keep.txt": "".join(f"{name}\n" for name in ids[~self.flagged]),
+            "drop.txt": "".join(f"{name}\n" for name in ids[self.flagged]),
+            "report.html": report,
+            "summary.json": json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n",
+        }
+        with staged(folder, last="summary.json") as temporary:
+            self.samples.to_parquet(temporary / "samples.parquet", index=False)
+            self.clusters.to_parquet(temporary / "clusters.parquet", index=False)
+            for name, text in texts.items():
+                (temporary / name).write_text(text, encoding="utf-8")
 
 
 def refuse_findings(folder: Path, overwrite: bool) -> None:

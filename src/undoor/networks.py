@@ -4,10 +4,13 @@ Both take float images in [0, 1] and normalise them themselves, so that their we
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor, nn
+
+from undoor.errors import UndoorError
 
 
 class Normalise(nn.Module):
@@ -57,9 +60,7 @@ class ResNet20(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.stage1 = nn.Sequential(*(_Block(16, 16, 1) for _ in range(3)))
         self.stage2 = nn.Sequential(_Block(16, 32, 2), _Block(32, 32, 1), _Block(32, 32, 1))
         self.stage3 = nn.Sequential(_Block(32, 64, 2), _Block(64, 64, 1), _Block(64, 64, 1))
@@ -79,7 +80,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         widths = (channels, 32, 64, 32)
         stages: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
             stages += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
         self.stages = nn.Sequential(*stages[:-1])  # the last stage is averaged instead of pooled
@@ -100,9 +101,7 @@ def default_network(height: int, width: int) -> str:
     return "small-cnn" if max(height, width) < 24 else "resnet20"
 
 
-def build_network(
-    name: str, shape: tuple[int, int, int], classes: int, seed: int = 0
-) -> nn.Sequential:
+def build_network(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Sequential:
     """Return a freshly initialised network behind an identity normalisation.
 
     Args:
@@ -112,6 +111,8 @@ def build_network(
         seed: of the initial weights (He initialisation); the global random state stays as it is.
 
     """
+    if name not in NETWORKS:
+        raise UndoorError(f"there is no network {name!r}; choose {' or '.join(NETWORKS)}, or give an nn.Module")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = NETWORKS[name](shape[0], classes)

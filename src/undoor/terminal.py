@@ -19,7 +19,13 @@ err = Console(stderr=True, highlight=False)
 
 @contextmanager
 def _bar(name: str, columns: tuple[TextColumn, ...] = ()) -> Iterator[Progress]:
-    parts = (TextColumn("{task.description}"), BarColumn(20), *columns, TimeElapsedColumn(), TimeRemainingColumn())
+    parts = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*parts, console=err, disable=not err.is_terminal, transient=True) as progress:
         progress.add_task(name, total=None, told="")
         yield progress

@@ -1,7 +1,8 @@
 """Fit a victim: the network an unsuspecting user would have trained on the set."""
 
+import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -157,8 +158,10 @@ def train(
             raise UndoorError(f"the loss is {loss.item()} after epoch {epoch + 1}; train with another seed or network")
         if checkpoint is not None and epoch + 1 < recipe.epochs:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
+            buffer = io.BytesIO()
+            torch.save({"identity": identity, **state}, buffer)
             with atomic(checkpoint) as path:
-                torch.save({"identity": identity, **state}, path)
+                path.write_bytes(buffer.getbuffer())
     return model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
 
 
@@ -188,7 +191,7 @@ def _prepared(dataset: Dataset, recipe: Recipe, network: str | nn.Module | None)
         return network
     shape = dataset.images.shape[1:]
     name = network or default_network(*shape[1:])
-    model = build_network(name, shape, len(dataset.class_names), recipe.seed)  # type: ignore[arg-type] # three numbers
+    model = build_network(name, shape, len(dataset.class_names), recipe.seed)
     normalise = model[0]
     assert isinstance(normalise, Normalise)  # noqa: S101 - what build_network promises
     mean, std = _moments(dataset, recipe.normalisation)
@@ -217,14 +220,18 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
-        model.parameters(), recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay, nesterov=True
+        model.parameters(),
+        recipe.learning_rate,
+        momentum=0.9,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
     )
 
 
 def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     # A last batch of another size would be compiled anew, and is too small for batch statistics.
     order = torch.randperm(n, generator=generator)
-    return (rows for rows in order.split(size) if len(rows) == min(size, n))
+    return (rows for rows in torch.split(order, size) if len(rows) == min(size, n))
 
 
 def _resume(
@@ -240,7 +247,7 @@ def _resume(
     try:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         same = state["identity"] == identity
-    except Exception as error:  # noqa: BLE001 - the unpickler raises what a damaged file makes it raise
+    except Exception as error:
         raise UndoorError(f"{checkpoint} is no checkpoint; remove it") from error
     if not same:
         raise UndoorError(
@@ -257,7 +264,7 @@ def _can_compile(device: torch.device) -> bool:
 
 def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     # Without instructions for it, bf16 on a CPU is slower than float32.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

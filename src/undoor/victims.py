@@ -42,7 +42,10 @@ def fit_victim(
     channels, height, width = dataset.images.shape[1:]
     name = network or default_network(height, width)
     architecture = Architecture(
-        name, (channels, height, width), dataset.class_names, {**asdict(recipe), "data": dataset.fingerprint()}
+        name,
+        (channels, height, width),
+        dataset.class_names,
+        {**asdict(recipe), "data": dataset.fingerprint()},
     )
     if path.exists() and not overwrite:
         if read_architecture(path) == architecture:

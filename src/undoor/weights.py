@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from undoor.errors import UndoorError, first_line
@@ -48,8 +48,9 @@ def save_model(model: nn.Module, architecture: Architecture, path: Path) -> None
     """Write weights and architecture to a ``.safetensors`` file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     described = json.dumps(architecture.__dict__, sort_keys=True)
+    encoded = save(tensors, metadata={"undoor": described})
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"undoor": described})
+        temporary.write_bytes(encoded)
 
 
 def read_architecture(path: Path) -> Architecture | None:
@@ -128,7 +129,7 @@ def _tensors_only(path: Path) -> dict[str, Tensor]:
         raise UndoorError(refused)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - the unpickler raises what a hostile file makes it raise
+    except Exception as error:
         raise UndoorError(refused) from error
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -18,7 +18,9 @@ from undoor.files import write_text
 class Trigger(Protocol):
     """What an attacker adds to an image: uint8 (N, C, H, W) in, the same out, the input untouched."""
 
-    def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.uint8]: ...
+    def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.uint8]:
+        """Return copies of the images with the trigger."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,7 @@ class Attack:
         if sources is None:
             sources = [name for name in dataset.class_names if name != target]
         height, width = dataset.images.shape[2:]
-        if position is None:
-            trigger = OnePixel.drawn(size, height, width, seed)
-        else:
-            trigger = OnePixel(*position, size)
+        trigger = OnePixel.drawn(size, height, width, seed) if position is None else OnePixel(*position, size)
         return cls(trigger, tuple(sources), target, count, keep_originals, seed)
 
     def __post_init__(self) -> None:
@@ -102,7 +101,7 @@ def poison(dataset: Dataset, attack: Attack) -> Dataset:
         kept = np.setdiff1d(kept, chosen)
 
     n = len(kept) + len(chosen)
-    images = allocate_images((n, *dataset.images.shape[1:]))  # type: ignore[arg-type] # a shape of four
+    images = allocate_images((n, *dataset.images.shape[1:]))
     np.take(dataset.images, kept, axis=0, out=images[: len(kept)])
     images[len(kept) :] = attack.trigger(dataset.images[chosen])
     labels = dataset.labels[np.concatenate([kept, chosen])]
@@ -130,7 +129,9 @@ def read_attack(path: Path) -> Attack:
         trigger = OnePixel(**fields.pop("trigger"))
         return Attack(trigger=trigger, sources=tuple(fields.pop("sources")), **fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UndoorError(f"{path} describes no attack: {first_line(error)}; give undoor poison's attack.json") from error
+        raise UndoorError(
+            f"{path} describes no attack: {first_line(error)}; give undoor poison's attack.json"
+        ) from error
 
 
 def _class_index(dataset: Dataset, name: str) -> int:

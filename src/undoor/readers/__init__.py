@@ -1,7 +1,7 @@
 """Files in, data set out: one file a format."""
 
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from undoor.dataset import Dataset
 from undoor.errors import UndoorError
@@ -47,10 +47,11 @@ def read(
         return read_hub(name.removeprefix("hub:"), options)
 
     path = Path(source)
-    return reader_of(path).read(path, options)
+    dataset: Dataset = reader_of(path).read(path, options)
+    return dataset
 
 
-def reader_of(path: Path) -> ModuleType:
+def reader_of(path: Path) -> Any:
     """Return the module that reads ``path``."""
     if not path.exists():
         raise UndoorError(

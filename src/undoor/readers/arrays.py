@@ -33,9 +33,7 @@ def dataset_from_arrays(
         images = _resize(images, options.image_size)
     labels = labels.astype(np.int64)
     names = class_names or [str(k) for k in range(int(labels.max(initial=0)) + 1)]
-    return Dataset(
-        np.ascontiguousarray(images), labels, tuple(names), row_ids(len(labels)) if ids is None else ids
-    )
+    return Dataset(np.ascontiguousarray(images), labels, tuple(names), row_ids(len(labels)) if ids is None else ids)
 
 
 def _resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

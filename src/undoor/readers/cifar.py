@@ -56,7 +56,11 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     fine = files[0].name.split(".")[0] in ("train", "test")
     folder = path if path.is_dir() else path.parent
     return dataset_from_arrays(
-        pixels, labels, str(path), options, _class_names(folder, fine, options.split, len(labels) and labels.max())
+        pixels,
+        labels,
+        str(path),
+        options,
+        _class_names(folder, fine, int(labels.max(initial=0))),
     )
 
 
@@ -74,7 +78,7 @@ def _unpickle(file: Path) -> dict[str, Any]:
     try:
         loaded = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in loaded.items()}
-    except Exception as error:  # noqa: BLE001 - an unpickler raises what a hostile file makes it raise
+    except Exception as error:
         raise UndoorError(f"{file} is no CIFAR batch: {first_line(error)}") from error
 
 
@@ -87,7 +91,7 @@ def _pickled(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return pixels, labels
 
 
-def _class_names(folder: Path, fine: bool, split: str, largest: int) -> list[str]:
+def _class_names(folder: Path, fine: bool, largest: int) -> list[str]:
     """Return the names that lie beside the batches, else CIFAR-10's or numbers."""
     meta = folder / ("meta" if fine else "batches.meta")
     listed = folder / ("fine_label_names.txt" if fine else "batches.meta.txt")

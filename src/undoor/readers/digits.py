@@ -44,5 +44,5 @@ def _varied(image: NDArray[np.float64], generator: np.random.Generator) -> NDArr
     shift = generator.uniform(-SHIFT, SHIFT, size=2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     centre = (np.array(image.shape) - 1) / 2
-    moved = affine_transform(image, turn, centre - turn @ (centre + shift), order=1)
-    return (moved * generator.uniform(*BRIGHTNESS)).clip(0, 1)
+    moved: NDArray[np.float64] = affine_transform(image, turn, centre - turn @ (centre + shift), order=1)
+    return np.clip(moved * generator.uniform(*BRIGHTNESS), 0, 1)

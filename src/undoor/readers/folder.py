@@ -22,8 +22,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     extensions = set(Image.registered_extensions())
     files = [
-        sorted(f for f in folder.rglob("*") if f.suffix.lower() in extensions and f.is_file())
-        for folder in classes
+        sorted(f for f in folder.rglob("*") if f.suffix.lower() in extensions and f.is_file()) for folder in classes
     ]
     if not any(files):
         raise UndoorError(f"{path} holds no sub-folder with images; give a folder with a sub-folder per class")

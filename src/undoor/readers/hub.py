@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, by name."""
 
 import warnings
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,7 +28,7 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
     return dataset_from_hub(loaded, name, options)
 
 
-def dataset_from_hub(loaded: "datasets.Dataset", where: str, options: ReadOptions) -> Dataset:  # noqa: F821
+def dataset_from_hub(loaded: Any, where: str, options: ReadOptions) -> Dataset:
     """Turn a ``datasets.Dataset`` with an image and a label column into ours."""
     import datasets
 

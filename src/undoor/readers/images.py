@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from undoor.dataset import Dataset, Truth, allocate_images
 from undoor.errors import UndoorError, UndoorNotice, first_line
@@ -81,7 +81,7 @@ def _open(encoded: bytes) -> Image.Image:
             return Image.open(io.BytesIO(encoded))
         except Image.DecompressionBombWarning as error:
             raise ValueError("more pixels than an image may have") from error
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             raise ValueError("no image format that pillow knows") from error
 
 

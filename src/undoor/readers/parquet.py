@@ -46,9 +46,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 def dataset_from_table(table: pa.Table, where: str, options: ReadOptions) -> Dataset:
     """Decode the image column of an Arrow table; columns ``poisoned`` and ``original_label`` are the truth."""
     image_column = _image_column(table, where, options.image_column)
-    label_column = options.label_column or next((c for c in LABEL_COLUMNS if c in table.column_names), None)
-    if label_column not in table.column_names:
-        raise UndoorError(f"{where} has no label column; its columns: {', '.join(table.column_names)}; name one")
+    label_column = _label_column(table, where, options.label_column)
     images = table[image_column]
     if pa.types.is_struct(images.type):
         images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks], images.type.field("bytes").type)
@@ -59,11 +57,18 @@ def dataset_from_table(table: pa.Table, where: str, options: ReadOptions) -> Dat
     labels, class_names = _labels(table, label_column, where)
     truth = None
     if {"poisoned", "original_label"} <= set(table.column_names):
-        truth = Truth(
-            table["poisoned"].to_numpy().astype(bool), table["original_label"].to_numpy().astype(np.int64)
-        )
-    return decode_dataset(
-        lambda row: images[row].as_py(), labels, class_names, row_ids(len(labels)), options, truth
+        truth = Truth(table["poisoned"].to_numpy().astype(bool), table["original_label"].to_numpy().astype(np.int64))
+    return decode_dataset(lambda row: images[row].as_py(), labels, class_names, row_ids(len(labels)), options, truth)
+
+
+def _label_column(table: pa.Table, where: str, asked: str | None) -> str:
+    wanted = LABEL_COLUMNS if asked is None else (asked,)
+    for name in wanted:
+        if name in table.column_names:
+            return name
+    raise UndoorError(
+        f"{where} has no label column {' or '.join(wanted)}; its columns: {', '.join(table.column_names)}; "
+        "name one with --label-column"
     )
 
 
@@ -73,7 +78,7 @@ def _image_column(table: pa.Table, where: str, asked: str | None) -> str:
             return bool(kind.get_field_index("bytes") >= 0)
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    found = [field.name for field in table.schema if holds_images(field.type)]
+    found: list[str] = [field.name for field in table.schema if holds_images(field.type)]
     if asked is not None:
         found = [name for name in found if name == asked]
     if not found:

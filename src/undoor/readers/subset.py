@@ -52,5 +52,6 @@ def _require(ids: Sequence[str], present: set[str], source: str) -> None:
     missing = [name for name in ids if name not in present]
     if missing:
         raise UndoorError(
-            f"{len(missing)} scanned samples are not in {source}, the first is {missing[0]}; give the data that was scanned"
+            f"{len(missing)} scanned samples are not in {source}, the first is {missing[0]}; "
+            "give the data that was scanned"
         )

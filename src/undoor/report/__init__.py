@@ -1,6 +1,8 @@
 """The findings as one HTML file that opens offline."""
 
 import base64
+from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +58,7 @@ def _went_to(destinations: list[int], class_names: tuple[str, ...]) -> str:
 
 
 def _sheet(
-    row: dict[str, int], findings: Findings, dataset: Dataset, image_filter: Filter
+    row: dict[Hashable, Any], findings: Findings, dataset: Dataset, image_filter: Filter
 ) -> list[dict[str, str]]:
     of_cluster = (findings.samples["label"] == row["class"]) & (findings.samples["cluster"] == row["cluster"])
     rows = np.flatnonzero(of_cluster.to_numpy())

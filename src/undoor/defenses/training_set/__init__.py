@@ -12,4 +12,6 @@ __all__ = ["ClusterImpurity", "TrainingSetDefense"]
 class TrainingSetDefense(Protocol):
     """A training-set defence; it sees no truth, no target class and no poisoning rate."""
 
-    def __call__(self, evidence: Evidence, /) -> Findings: ...
+    def __call__(self, evidence: Evidence, /) -> Findings:
+        """Return what the defence finds in the evidence."""
+        ...

@@ -125,10 +125,11 @@ class ClusterImpurity:
         )
 
     def _filtered(self, evidence: Evidence) -> tuple[str, Outputs]:
-        name = self.filter_name or next(iter(evidence.filtered), None)
+        name = self.filter_name or next(iter(evidence.filtered), "")
         if name not in evidence.filtered:
             raise UndoorError(
-                f"the evidence holds no outputs for the filter {name}; it has {', '.join(evidence.filtered) or 'none'}"
+                f"the evidence holds no outputs for the filter {name!r}; "
+                f"it has {', '.join(evidence.filtered) or 'none'}"
             )
         return name, evidence.filtered[name]
 

@@ -1,0 +1,308 @@
+import json
+import os
+import pickle
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import undoor
+from conftest import Linear, make_dataset
+from test_readers import write_folder
+from undoor import cli
+from undoor.readers.parquet import write_parquet
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs the command line in this process: exit code, output, errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["undoor", *map(str, arguments)])
+        # pytest's own handling of warnings, which the command line replaces while it runs
+        monkeypatch.setattr("warnings.showwarning", lambda *_: None)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with images in three forms, a poisoned copy and a network."""
+    root = tmp_path_factory.mktemp("data")
+    dataset = make_dataset(n_per_class=30)
+    write_folder(dataset, root / "images")
+    write_parquet(dataset, root / "images.parquet")
+    np.savez(root / "images.npz", images=dataset.images, labels=dataset.labels)
+    save_file(Linear().state_dict(), root / "linear.safetensors")
+    return root
+
+
+NETWORK = ("--network", "conftest:linear_network")
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; from undoor import cli; sys.argv = ['undoor', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'sklearn', 'scipy', 'pyarrow', 'PIL', 'jinja2', 'datasets'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+    assert "scan" in ran.stdout
+
+
+@pytest.mark.parametrize("command", ["", "demo", "poison", "train", "scan", "clean"])
+def test_every_command_explains_itself(run, command):
+    code, out, _ = run(*filter(None, [command]), "--help")
+    assert code == 0
+    assert "Usage: undoor" in out
+
+
+def test_version(run):
+    assert run("--version")[:2] == (0, f"undoor {undoor.__version__}\n")
+
+
+def test_whole_way_on_a_parquet_set(run, data, tmp_path):
+    poisoned, findings, kept = tmp_path / "poisoned", tmp_path / "findings", tmp_path / "kept"
+    code, out, _ = run("poison", data / "images.parquet", "--out", poisoned, "--target", "class1", "--count", 12,
+                       "--size", 0.6, "--position", "1,2", "--source", "class0")  # fmt: skip
+    assert code == 0
+    assert "102 images, 12 of them poisoned: pixel 1,2" in out
+    attack = json.loads((poisoned / "attack.json").read_text())
+    assert attack["sources"] == ["class0"]
+    read = undoor.read(poisoned)
+    assert read.truth.poisoned.sum() == 12
+
+    model = tmp_path / "m.safetensors"
+    code, out, _ = run("train", poisoned, "--out", model, "--epochs", 2, "--test", data / "images.parquet",
+                       "--attack", poisoned / "attack.json")  # fmt: skip
+    assert code == 0
+    assert "clean accuracy" in out
+    assert "attack success rate" in out
+
+    code, out, _ = run("scan", poisoned, "--model", model, "--out", findings, "--threshold", 0.01, "--exit-zero")
+    assert code == 0
+    assert "tpr" in out
+    summary = json.loads((findings / "summary.json").read_text())
+    assert summary["truth"]["tp"] + summary["truth"]["fn"] == 12
+    samples = pd.read_parquet(findings / "samples.parquet")
+
+    code, out, _ = run("clean", poisoned, "--findings", findings, "--out", kept)
+    assert code == 0
+    table = pq.read_table(kept / "train.parquet")
+    assert table.num_rows == (~samples["flagged"]).sum()
+    assert np.array_equal(undoor.read(kept).images, read.images[~samples["flagged"]])
+    assert "poisoned" in table.column_names
+
+
+def test_scan_without_a_model_trains_one_and_keeps_it(run, data, tmp_path):
+    out = tmp_path / "findings"
+    code, _, err = run("scan", data / "images.npz", "--out", out, "--epochs", 8)
+    assert code in (0, 1)
+    assert "epoch 8/8" in err
+    assert "victim.safetensors" in tree(out)
+    assert not any(name.endswith((".checkpoint", ".part")) for name in tree(out))
+    first = pd.read_parquet(out / "samples.parquet")
+    # Once more: the victim is found, and the findings are the same.
+    _, _, err = run("scan", data / "images.npz", "--out", tmp_path / "again", "--epochs", 8)
+    pd.testing.assert_frame_equal(first, pd.read_parquet(tmp_path / "again" / "samples.parquet"))
+
+
+@pytest.mark.parametrize("threshold", [1e-6, 50])
+def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
+    code, out, _ = run("scan", data / "images", "--model", data / "linear.safetensors", *NETWORK,
+                       "--out", tmp_path / "f", "--threshold", threshold, "--filter", "average:4")  # fmt: skip
+    verdict = json.loads((tmp_path / "f" / "summary.json").read_text())["verdict"]
+    assert out.startswith(verdict)
+    assert code == {"poisoned": 1, "clean": 0}[verdict]
+    assert verdict == ("clean" if threshold == 50 else "poisoned")
+
+
+def test_clean_copies_the_kept_files_of_a_folder(run, data, tmp_path):
+    run("scan", data / "images", "--model", data / "linear.safetensors", *NETWORK, "--out", tmp_path / "f",
+        "--threshold", 1e-6, "--filter", "average:4")  # fmt: skip
+    before = tree(data / "images")
+    assert run("clean", data / "images", "--findings", tmp_path / "f", "--out", tmp_path / "kept")[0] == 0
+    kept = (tmp_path / "f" / "keep.txt").read_text().splitlines()
+    assert [name for name in tree(tmp_path / "kept") if name.endswith(".png")] == sorted(kept)
+    assert 0 < len(kept) < 90
+    assert tree(data / "images") == before
+    for name in kept[:3]:
+        assert (tmp_path / "kept" / name).read_bytes() == (data / "images" / name).read_bytes()
+
+
+def test_clean_writes_arrays_as_lossless_parquet(run, data, tmp_path):
+    run("scan", data / "images.npz", "--model", data / "linear.safetensors", *NETWORK, "--out", tmp_path / "f",
+        "--threshold", 1e-6, "--filter", "average:4")  # fmt: skip
+    assert run("clean", data / "images.npz", "--findings", tmp_path / "f", "--out", tmp_path / "kept")[0] == 0
+    kept = [int(name) for name in (tmp_path / "f" / "keep.txt").read_text().splitlines()]
+    assert np.array_equal(undoor.read(tmp_path / "kept").images, make_dataset(n_per_class=30).images[kept])
+
+
+def make_bad_inputs(root):
+    (root / "empty").mkdir()
+    dataset = make_dataset(n_per_class=4)
+    write_folder(dataset.take(dataset.labels == 0), root / "one-class")
+    write_folder(dataset, root / "broken")
+    (root / "broken" / "class1" / "006.png").write_bytes(b"no image")
+    write_folder(dataset.take(np.arange(9)), root / "single")
+    np.savez(root / "labels.npz", images=dataset.images, labels=dataset.labels, class_names=np.array(["a", "b"]))
+    with torch.no_grad():
+        spoiled = Linear()
+        spoiled.hidden.weight[0, 0] = float("nan")
+    save_file(spoiled.state_dict(), root / "nan.safetensors")
+    save_file(Linear(classes=5).state_dict(), root / "five.safetensors")
+    save_file(torch.nn.Conv2d(1, 3, 12).state_dict(), root / "convolution.safetensors")
+    (root / "pickled.pt").write_bytes(pickle.dumps(print))
+    (root / "findings").mkdir()
+    (root / "findings" / "summary.json").write_text("{}")
+
+
+def five_classes():
+    return Linear(classes=5)
+
+
+def convolution():
+    return torch.nn.Conv2d(1, 3, 12)
+
+
+MODEL = ("--model", "{data}/linear.safetensors", *NETWORK)
+SCAN = ("scan", "{data}/images", "--out", "{root}/out")
+
+BAD_INPUTS = {
+    "missing path": (("scan", "{root}/nowhere", "--out", "{root}/out"), "does not exist"),
+    "empty folder": (("scan", "{root}/empty", "--out", "{root}/out"), "no sub-folder with images"),
+    "one class": (("scan", "{root}/one-class", "--out", "{root}/out"), "of one class"),
+    "broken image": (("scan", "{root}/broken", "--out", "{root}/out"), r"1 of 12 images cannot be decoded: class1/006"),
+    "class with one image": (("scan", "{root}/single", "--out", "{root}/out"), "class2 has only one image"),
+    "labels out of range": (("scan", "{root}/labels.npz", "--out", "{root}/out"), "label 2 of sample 8 is outside"),
+    "unknown split": (("scan", "digits", "--split", "x", "--out", "{root}/out"), "choose train or test"),
+    "NaN features": (
+        (*SCAN, "--model", "{root}/nan.safetensors", *NETWORK),
+        "features of 90 of 90 samples are not finite",
+    ),
+    "other classes": (
+        (*SCAN, "--model", "{root}/five.safetensors", "--network", "test_cli:five_classes"),
+        "tells 5 classes apart, the data set has 3",
+    ),
+    "no linear layer": (
+        (*SCAN, "--model", "{root}/convolution.safetensors", "--network", "test_cli:convolution"),
+        "no linear layer",
+    ),
+    "pickled model": ((*SCAN, "--model", "{root}/pickled.pt", *NETWORK), "would run code"),
+    "missing model": ((*SCAN, "--model", "{root}/nothing.safetensors"), "is no file"),
+    "model without network": ((*SCAN, "--model", "{data}/linear.safetensors"), "--network package.module:factory"),
+    "unknown layer": ((*SCAN, *MODEL, "--layer", "x"), "no layer 'x'; its linear layers: 'hidden', 'out'"),
+    "unknown filter": ((*SCAN, *MODEL, "--filter", "blur"), "no filter is called 'blur'"),
+    "unknown preset": ((*SCAN, "--preset", "slow"), "no preset 'slow'"),
+    "threshold": ((*SCAN, *MODEL, "--threshold", "-1"), "above 0"),
+    "mean without numbers": ((*SCAN, *MODEL, "--mean", "a,b"), "--mean is 'a,b'"),
+    "held findings": (("scan", "{data}/images", "--out", "{root}/findings"), "already holds findings.*--overwrite"),
+    "held data": (("poison", "{data}/images", "--target", "class0", "--out", "{root}/empty"), "exists already"),
+    "no such target": (
+        ("poison", "{data}/images", "--target", "x", "--out", "{root}/out"),
+        "no class 'x'; the classes are class0, class1, class2",
+    ),
+    "position": (
+        ("poison", "{data}/images", "--target", "class0", "--position", "3", "--out", "{root}/out"),
+        "ROW,COLUMN",
+    ),
+    "no findings": (("clean", "digits", "--findings", "{root}/empty", "--out", "{root}/out"), "no whole findings"),
+    "attack without test": (
+        ("train", "{data}/images", "--out", "{root}/out/m.safetensors", "--attack", "{root}/a.json"),
+        "describes no attack",
+    ),
+    "wrong suffix": (("train", "{data}/images", "--out", "{root}/out/m.pt"), "end in .safetensors"),
+    "unknown option": ((*SCAN, "--depth", "3"), "No such option"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS, ids=list(BAD_INPUTS))
+def test_bad_input_is_told_in_one_line_and_nothing_is_written(run, data, tmp_path, case):
+    arguments, message = BAD_INPUTS[case]
+    make_bad_inputs(tmp_path)
+    before = tree(tmp_path)
+    code, out, err = run(*(a.format(data=data, root=tmp_path) for a in arguments))
+    assert code == 2
+    assert not out
+    assert re.search(message, err.replace("\n", " "))
+    if case != "unknown option":  # told by the command-line library, in a frame
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+def test_broken_images_are_skipped_when_asked(run, data, tmp_path):
+    make_bad_inputs(tmp_path)
+    code, _, err = run("scan", tmp_path / "broken", "--skip-broken", "--model", data / "linear.safetensors", *NETWORK,
+                       "--out", tmp_path / "out", "--exit-zero")  # fmt: skip
+    assert code == 0
+    assert err.count("note: skipped: 1 of 12 images cannot be decoded: class1/006.png") == 1
+    assert len(pd.read_parquet(tmp_path / "out" / "samples.parquet")) == 11
+    assert run("clean", tmp_path / "broken", "--findings", tmp_path / "out", "--out", tmp_path / "kept")[0] == 0
+    assert "class1/006.png" not in tree(tmp_path / "kept")
+
+
+def limited(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("command", ["poison", "train", "scan"])
+def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp_path, command):
+    arguments = {
+        "poison": ("--out", tmp_path / "out", "--target", "class0", "--count", 5),
+        "train": ("--out", tmp_path / "out" / "m.safetensors", "--epochs", 2),
+        "scan": ("--out", tmp_path / "out", "--model", data / "linear.safetensors", *NETWORK),
+    }[command]
+    before = tree(tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "-m", "undoor.cli", command, data / "images.parquet", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+        preexec_fn=lambda: limited(2000),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert ran.returncode == 2
+    assert "error: File too large" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert [name for name in tree(tmp_path) if name != "out"] == before
+
+
+def test_killed_training_resumes(data, tmp_path):
+    out = tmp_path / "m.safetensors"
+    command = [sys.executable, "-m", "undoor.cli", "train", str(data / "images.parquet"), "--out", str(out)]
+    process = subprocess.Popen([*command, "--epochs", "400"], stderr=subprocess.DEVNULL)
+    checkpoint = out.with_suffix(".checkpoint")
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    done = torch.load(checkpoint, weights_only=True)["epoch"]
+    assert 0 < done < 400
+    ran = subprocess.run([*command, "--epochs", "400"], capture_output=True, text=True, check=True)
+    assert f"epoch {done + 1}/400" in ran.stderr
+    assert f"epoch {done}/400" not in ran.stderr
+    assert out.exists()
+    assert not checkpoint.exists()

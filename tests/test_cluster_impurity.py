@@ -1,0 +1,147 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import entropy
+
+from conftest import one_hot, plant
+from undoor.dataset import row_ids
+from undoor.defenses.training_set import ClusterImpurity
+from undoor.defenses.training_set.cluster_impurity import calibrated_threshold, impurity
+from undoor.errors import UndoorError
+from undoor.evidence import Evidence, Outputs
+from undoor.readers.cifar import CIFAR10
+
+
+@pytest.mark.parametrize("kept", [1, 3, 50, 99, 100])
+def test_impurity_is_its_divergence(kept):
+    p = kept / 100
+    assert impurity(kept, 100) == pytest.approx(entropy([1, 0], [p, 1 - p]), abs=1e-12)
+
+
+def test_impurity_at_the_ends():
+    assert impurity(10, 10) == 0
+    assert impurity(0, 10) == pytest.approx(np.log(20))
+    assert impurity(0, 100) > impurity(0, 10) > impurity(1, 10)
+    assert impurity(0, 0) == 0
+
+
+def two_clusters():
+    """Return evidence of one class of interest with two far clusters whose counts are known."""
+    generator = np.random.default_rng(0)
+    near, far = generator.normal(size=(40, 2)), generator.normal(size=(20, 2)) + 50
+    other = generator.normal(size=(40, 2)) - 50
+    features = np.concatenate([near, far, other]).astype(np.float32)
+    labels = np.array([0] * 60 + [1] * 40)
+    before, after = labels.copy(), labels.copy()
+    before[[0, 1, 40]] = 1  # three images are not decided as labelled to begin with,
+    after[[0, 1, 40]] = 1
+    after[40:56] = 1  # and the filter changes sixteen more decisions, one of them among the first three
+    after[2] = 1
+    return Evidence(
+        Outputs(features, one_hot(before, 2)),
+        {"h": Outputs(features, one_hot(after, 2))},
+        labels,
+        row_ids(100),
+        ("zero", "one"),
+    )
+
+
+def by_size(findings, size):
+    clusters = findings.clusters
+    return clusters[(clusters["class"] == 0) & (clusters["size"] == size)].iloc[0]
+
+
+def test_counts_of_the_conditioned_and_the_unconditioned_form():
+    conditioned = ClusterImpurity(workers=1)(two_clusters())
+    far, near = by_size(conditioned, 20), by_size(conditioned, 40)
+    assert (far["examined"], near["examined"]) == (19, 38)
+    assert far["changed"] == pytest.approx(15 / 19)
+    assert far["impurity"] == pytest.approx(-np.log(4 / 19))
+    assert near["impurity"] == pytest.approx(-np.log(37 / 38))
+    assert list(far["destinations"]) == [0, 15]
+    assert far["flagged"]
+    assert not near["flagged"]
+
+    every = ClusterImpurity(workers=1, conditioned=False)(two_clusters())
+    far, near = by_size(every, 20), by_size(every, 40)
+    assert (far["examined"], near["examined"]) == (20, 40)
+    assert far["impurity"] == pytest.approx(-np.log(4 / 20))
+    assert near["impurity"] == pytest.approx(-np.log(37 / 40))
+
+
+def test_single_clusters_are_examined_unless_skipped():
+    evidence = two_clusters()
+    filtered = Outputs(evidence.plain.features, one_hot(np.zeros(100, dtype=int), 2))
+    evidence = Evidence(evidence.plain, {"h": filtered}, evidence.labels, evidence.ids, evidence.class_names)
+    assert ClusterImpurity(workers=1)(evidence).classes_flagged == ("one",)
+    assert ClusterImpurity(workers=1, skip_single=True)(evidence).classes_flagged == ()
+
+
+def test_a_cluster_without_a_decision_to_examine_is_left_alone():
+    evidence = two_clusters()
+    plain = Outputs(evidence.plain.features, one_hot(1 - evidence.labels, 2))
+    nobody = Evidence(plain, evidence.filtered, evidence.labels, evidence.ids, evidence.class_names)
+    findings = ClusterImpurity(workers=1)(nobody)
+    assert (findings.clusters["examined"] == 0).all()
+    assert findings.verdict == "clean"
+
+
+def test_threshold_is_calibrated_on_the_clusters():
+    clean = np.exp(np.random.default_rng(0).normal(np.log(0.15), 0.5, 20))
+    threshold = calibrated_threshold(np.append(clean, 3.5))
+    assert clean.max() < threshold < 3.5
+    assert calibrated_threshold(np.append(clean / 10, 3.5)) == 0.5  # never below the authors'
+    assert calibrated_threshold(np.zeros(4)) == 0.5
+    assert ClusterImpurity(threshold=0.7, workers=1)(two_clusters()).threshold == 0.7
+    with pytest.raises(UndoorError, match="above 0"):
+        ClusterImpurity(threshold=0.0)
+
+
+def test_filter_is_chosen_by_name(planted):
+    outputs = planted.evidence.filtered["planted"]
+    both = Evidence(
+        planted.evidence.plain,
+        {"nothing": planted.evidence.plain, "planted": outputs},
+        planted.evidence.labels,
+        planted.evidence.ids,
+        planted.evidence.class_names,
+    )
+    assert ClusterImpurity(workers=1)(both).verdict == "clean"
+    assert ClusterImpurity(workers=1, filter_name="planted")(both).verdict == "poisoned"
+    with pytest.raises(UndoorError, match="no outputs for the filter 'median'; it has nothing, planted"):
+        ClusterImpurity(workers=1, filter_name="median")(both)
+
+
+def test_processes_give_what_one_process_gives():
+    evidence = plant(1).evidence
+    one, two = (ClusterImpurity(workers=workers)(evidence) for workers in (1, 2))
+    pd.testing.assert_frame_equal(one.samples, two.samples)
+    pd.testing.assert_frame_equal(one.clusters, two.clusters)
+    assert one.settings == two.settings
+
+
+def real_evidence(file):
+    with np.load(file) as arrays:
+
+        def outputs(prefix):
+            features = arrays[f"{prefix}features"].astype(np.float32)
+            return Outputs(features, np.log(arrays[f"{prefix}probabilities"].astype(np.float32) + 1e-8))
+
+        labels = arrays["labels"].astype(np.int64)
+        names = CIFAR10
+        evidence = Evidence(outputs(""), {"average": outputs("filtered_")}, labels, row_ids(len(labels)), names)
+        return evidence, arrays["poisoned"]
+
+
+def test_real_victim(real_data):
+    evidence, poisoned = real_evidence(real_data / "evidence" / "cifar10-multiple-source-0.25.npz")
+    findings = ClusterImpurity()(evidence).against(poisoned)
+    assert findings.classes_flagged == ("bird",)
+    assert findings.truth["tpr"] > 0.97
+    assert findings.truth["fpr_all_classes"] < 0.001
+
+
+def test_real_clean_victim(real_data):
+    evidence, _ = real_evidence(real_data / "evidence" / "cifar10-clean.npz")
+    assert ClusterImpurity()(evidence).verdict == "clean"
+    assert ClusterImpurity(threshold=0.5)(evidence).verdict == "poisoned"  # the fixed one gives a false alarm

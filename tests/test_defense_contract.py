@@ -1,0 +1,104 @@
+"""One table of training-set defences drives one contract test."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import one_hot, plant
+from undoor.dataset import row_ids
+from undoor.defenses.training_set import ClusterImpurity
+from undoor.evidence import Evidence, Outputs
+from undoor.findings import CLUSTER_COLUMNS, SAMPLE_COLUMNS
+
+DEFENSES = {
+    "cluster impurity": ClusterImpurity(workers=1),
+    "cluster impurity, the authors' variant": ClusterImpurity(
+        threshold=0.5, conditioned=False, skip_single=True, workers=1
+    ),
+}
+
+
+@pytest.fixture(params=DEFENSES.values(), ids=list(DEFENSES))
+def defense(request):
+    return request.param
+
+
+def permuted(evidence, order):
+    def outputs(o):
+        return Outputs(o.features[order], o.logits[order])
+
+    return Evidence(
+        outputs(evidence.plain),
+        {name: outputs(o) for name, o in evidence.filtered.items()},
+        evidence.labels[order],
+        evidence.ids[order],
+        evidence.class_names,
+    )
+
+
+def test_shapes_scores_and_direction(defense, planted):
+    findings = defense(planted.evidence)
+    n = len(planted.evidence.labels)
+    assert tuple(findings.samples.columns) == SAMPLE_COLUMNS
+    assert tuple(findings.clusters.columns) == CLUSTER_COLUMNS
+    assert findings.samples["id"].tolist() == planted.evidence.ids.tolist()
+    assert len(findings.samples) == n == findings.clusters["size"].sum()
+    assert np.isfinite(findings.samples["score"]).all()
+    assert findings.truth is None
+    counts = findings.against(planted.poisoned).truth
+    assert counts["auroc"] > 0.99
+    assert counts["tpr"] > 0.95
+    assert counts["fpr_all_classes"] < 0.01
+    assert findings.verdict == "poisoned"
+    assert findings.classes_flagged == ("class1",)
+
+
+def test_same_evidence_same_findings(defense, planted):
+    first, second = defense(planted.evidence), defense(planted.evidence)
+    pd.testing.assert_frame_equal(first.samples, second.samples)
+    pd.testing.assert_frame_equal(first.clusters, second.clusters)
+
+
+def test_order_of_the_samples_does_not_matter(defense, planted):
+    order = np.random.default_rng(5).permutation(len(planted.evidence.labels))
+    first, second = defense(planted.evidence), defense(permuted(planted.evidence, order))
+    pd.testing.assert_frame_equal(first.samples.iloc[order].reset_index(drop=True), second.samples)
+    pd.testing.assert_frame_equal(first.clusters, second.clusters)
+
+
+def test_evidence_holds_nothing_but_what_a_defender_has():
+    assert {f.name for f in dataclasses.fields(Evidence)} == {"plain", "filtered", "labels", "ids", "class_names"}
+    assert {f.name for f in dataclasses.fields(Outputs)} == {"features", "logits"}
+
+
+def small(labels, features, classes=3):
+    logits = one_hot(labels, classes)
+    return Evidence(
+        Outputs(features.astype(np.float32), logits),
+        {"h": Outputs(features.astype(np.float32), logits)},
+        labels,
+        row_ids(len(labels)),
+        tuple("abc"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "constant"),
+    [([0] * 30 + [1] * 30, False), ([0] * 30 + [1] * 30 + [2], False), ([0] * 30 + [1] * 30 + [2] * 5, True)],
+    ids=["a class with none", "a class with one", "constant features"],
+)
+def test_degenerate_classes(defense, labels, constant):
+    features = np.random.default_rng(0).normal(size=(len(labels), 4)) * (not constant)
+    findings = defense(small(np.array(labels), features))
+    assert len(findings.samples) == len(labels)
+    assert np.isfinite(findings.samples["score"]).all()
+    assert findings.verdict == "clean"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_clean_set_is_called_clean(defense, seed):
+    findings = defense(plant(seed, poison=0).evidence)
+    assert findings.verdict == "clean"
+    assert findings.classes_flagged == ()

@@ -1,0 +1,109 @@
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import undoor
+from undoor.defenses.training_set import ClusterImpurity
+from undoor.errors import UndoorError
+from undoor.findings import read_ids, refuse_findings
+from undoor.metrics import accuracy, attack_success_rate, detection
+
+FILES = {"samples.parquet", "clusters.parquet", "summary.json", "keep.txt", "drop.txt", "report.html"}
+
+
+@pytest.fixture
+def findings(planted):
+    return ClusterImpurity(workers=1)(planted.evidence).against(planted.poisoned)
+
+
+def test_files_of_the_contract(tmp_path, findings):
+    out = tmp_path / "new" / "findings"
+    findings.write(out, "<p>report</p>")
+    assert {p.name for p in out.iterdir()} == FILES
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "samples.parquet"), findings.samples)
+    assert len(pd.read_parquet(out / "clusters.parquet")) == len(findings.clusters)
+    kept, dropped = ((out / f"{name}.txt").read_text().splitlines() for name in ("keep", "drop"))
+    assert set(kept) | set(dropped) == set(findings.samples["id"])
+    assert set(dropped) == set(findings.samples["id"][findings.flagged])
+    assert read_ids(out) == (findings.samples["id"].tolist(), kept)
+
+
+def test_summary_of_the_contract(findings, planted):
+    summary = json.loads(json.dumps(findings.timed({"evidence": 1.0}).summary(), allow_nan=False))
+    assert set(summary) == {
+        "schema_version", "defense", "verdict", "classes_flagged", "samples", "flagged", "threshold", "settings",
+        "seed", "versions", "seconds", "truth",
+    }  # fmt: skip
+    assert summary["verdict"] == "poisoned"
+    assert summary["classes_flagged"] == ["class1"]
+    assert summary["samples"] == len(planted.poisoned)
+    assert set(summary["seconds"]) == {"evidence", "mixtures", "impurity"}
+    assert set(summary["truth"]) == {
+        "tp", "fp", "fn", "tn", "tpr", "fpr_target_class", "fpr_all_classes", "precision", "auroc",
+    }  # fmt: skip
+    assert summary["versions"]["undoor"] == undoor.__version__
+
+
+def test_earlier_findings_stay_unless_told_otherwise(tmp_path, findings):
+    findings.write(tmp_path, "first")
+    with pytest.raises(UndoorError, match=r"already holds findings.*--overwrite"):
+        findings.write(tmp_path, "second")
+    assert (tmp_path / "report.html").read_text() == "first"
+    findings.write(tmp_path, "second", overwrite=True)
+    assert (tmp_path / "report.html").read_text() == "second"
+    with pytest.raises(UndoorError, match="is a file"):
+        refuse_findings(tmp_path / "report.html", overwrite=False)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_full_disk_loses_nothing(tmp_path, findings, monkeypatch, earlier):
+    out = tmp_path / "findings"
+    if earlier:
+        findings.write(out, "first")
+    before = {p.name: p.read_bytes() for p in out.iterdir()} if earlier else None
+
+    def full(*args, **kwargs):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        findings.write(out, "second", overwrite=True)
+    assert out.exists() == earlier
+    if earlier:
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_folder_without_whole_findings_is_told(tmp_path):
+    with pytest.raises(UndoorError, match="holds no whole findings"):
+        read_ids(tmp_path)
+
+
+def test_detection_against_counts_by_hand():
+    flagged = np.array([1, 1, 0, 1, 0, 0, 0, 1], dtype=bool)
+    poisoned = np.array([1, 1, 1, 0, 0, 0, 0, 0], dtype=bool)
+    labels = np.array([1, 1, 1, 1, 1, 0, 0, 0])
+    counts = detection(flagged, flagged.astype(float), labels, poisoned)
+    assert (counts["tp"], counts["fp"], counts["fn"], counts["tn"]) == (2, 2, 1, 3)
+    assert counts["tpr"] == pytest.approx(2 / 3)
+    assert counts["fpr_target_class"] == pytest.approx(1 / 2)  # one of the two clean images labelled 1
+    assert counts["fpr_all_classes"] == pytest.approx(2 / 5)
+    assert counts["precision"] == pytest.approx(2 / 4)
+    assert counts["auroc"] == pytest.approx((2 * 3 + 1 * 3 / 2 + 2 * 2 / 2) / 15)
+
+
+def test_rates_without_a_denominator_are_none():
+    nothing = np.zeros(4, dtype=bool)
+    counts = detection(nothing, np.zeros(4), np.arange(4), nothing)
+    assert counts["tpr"] is None
+    assert counts["fpr_target_class"] is None
+    assert counts["precision"] is None
+    assert counts["auroc"] is None
+    assert counts["fpr_all_classes"] == 0
+
+
+def test_success_rates():
+    assert accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
+    assert attack_success_rate(np.array([2, 2, 1, 0, 2]), 2) == 0.6

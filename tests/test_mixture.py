@@ -1,0 +1,83 @@
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from undoor.mixture import MixtureSettings, bic, cluster
+
+
+def blobs(sizes, dimensions=3, distance=12.0, seed=0):
+    generator = np.random.default_rng(seed)
+    parts = [generator.normal(size=(n, dimensions)) + distance * k for k, n in enumerate(sizes)]
+    return np.concatenate(parts).astype(np.float32), np.repeat(np.arange(len(sizes)), sizes)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_bic_is_half_of_scikit_learns_up_to_a_constant(k):
+    features, _ = blobs([60, 60], dimensions=4)
+    rows = features.astype(np.float64)
+    mixture = GaussianMixture(k, reg_covar=1e-3, random_state=0).fit(rows)
+    ours = bic(mixture.score(rows) * len(rows), k, len(rows), 4)
+    # Parameters: K t(t + 1)/2 + K t + K − 1; the paper's term counts the last one too.
+    assert ours == pytest.approx(mixture.bic(rows) / 2 + np.log(len(rows)) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[200], [150, 90], [100, 60, 140]])
+def test_sweep_chooses_what_scikit_learns_bic_chooses(sizes):
+    features, truth = blobs(sizes)
+    found = cluster(features, MixtureSettings(), seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        rows = features.astype(np.float64)
+        theirs = [GaussianMixture(k, reg_covar=1e-3, random_state=0).fit(rows).bic(rows) for k in range(1, 6)]
+    assert found.components == int(np.argmin(theirs)) + 1 == len(sizes)
+    assert all(len(np.unique(found.assignments[truth == k])) == 1 for k in range(len(sizes)))
+    best = found.components - 1
+    assert found.criteria[best] == pytest.approx(min(theirs) / 2 + np.log(len(features)) / 2, rel=1e-9)
+
+
+def test_sweep_stops_after_two_values_without_improvement():
+    features, _ = blobs([150, 90])
+    assert len(cluster(features, MixtureSettings(), 0).criteria) == 4
+    assert len(cluster(features, MixtureSettings(patience=1), 0).criteria) == 3
+    assert len(cluster(features, MixtureSettings(max_components=1), 0).criteria) == 1
+
+
+def test_order_of_the_rows_does_not_matter():
+    features, _ = blobs([40, 30, 50], distance=3)
+    order = np.random.default_rng(1).permutation(len(features))
+    first, second = (cluster(x, MixtureSettings(), 0) for x in (features, features[order]))
+    assert first.criteria == second.criteria
+    assert np.array_equal(first.assignments[order], second.assignments)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        np.zeros((1, 3)),
+        np.ones((50, 3)),
+        np.repeat(np.eye(3), 20, axis=0),
+        np.random.default_rng(0).normal(size=(3, 8)),
+    ],
+    ids=["one row", "constant", "three distinct rows", "fewer rows than dimensions"],
+)
+def test_degenerate_classes_are_clustered_without_complaint(features):
+    found = cluster(features.astype(np.float32), MixtureSettings(), 0)
+    assert found.assignments.shape == (len(features),)
+    assert set(found.assignments) <= set(range(found.components))
+    assert np.isfinite(found.criteria).all()
+
+
+def test_real_features_agree_with_scikit_learn(real_data):
+    with np.load(real_data / "evidence" / "cifar10-multiple-source-0.25.npz") as file:
+        bird = file["labels"] == 2
+        features, poisoned = file["features"][bird].astype(np.float32), file["poisoned"][bird]
+    found = cluster(features, MixtureSettings(max_components=4), 0)
+    rows = features.astype(np.float64)
+    mixture = GaussianMixture(found.components, reg_covar=1e-3, random_state=0).fit(rows)
+    n = len(rows)
+    assert found.criteria[found.components - 1] == pytest.approx(mixture.bic(rows) / 2 + np.log(n) / 2, rel=1e-3)
+    best = max(np.bincount(found.assignments[poisoned]))
+    assert best >= 970

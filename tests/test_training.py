@@ -1,0 +1,158 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import undoor
+from conftest import Linear, make_dataset
+from undoor.errors import UndoorError
+from undoor.training import PRESETS, augment, recipe, train
+from undoor.victims import fit_victim
+
+QUICK = replace(PRESETS["fast"], epochs=4, batch_size=16)
+
+
+def weights(model):
+    return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_presets_learn_what_is_there(preset):
+    data, test = make_dataset(), make_dataset(seed=1)
+    steps = []
+    chosen = replace(PRESETS[preset], epochs=12, batch_size=16)
+    model = train(data, chosen, on_step=steps.append)
+    assert not model.training
+    assert (undoor.Classifier(model).decide(test.images) == test.labels).mean() > 0.9
+    assert len(steps) == 12 * 3  # 60 images, whole batches of 16
+    assert (steps[-1].epoch, steps[-1].step) == (12, 3)
+    assert steps[-1].loss < steps[0].loss
+
+
+def test_same_seed_same_network_and_global_state_untouched():
+    before = torch.random.get_rng_state()
+    first, second, other = (train(make_dataset(), replace(QUICK, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_interrupted_training_resumes_to_the_same_network(tmp_path, preset):
+    class KilledError(Exception):
+        pass
+
+    def kill(step):
+        if step.epoch == 3:
+            raise KilledError
+
+    chosen = replace(PRESETS[preset], epochs=4, batch_size=16)
+    data, checkpoint = make_dataset(), tmp_path / "m.checkpoint"
+    with pytest.raises(KilledError):
+        train(data, chosen, checkpoint=checkpoint, on_step=kill)
+    epochs = []
+    resumed = train(data, chosen, checkpoint=checkpoint, on_step=lambda step: epochs.append(step.epoch))
+    assert set(epochs) == {3, 4}
+    assert torch.equal(weights(resumed), weights(train(data, chosen)))
+
+    with pytest.raises(UndoorError, match="other data or settings"):
+        train(make_dataset(seed=9), chosen, checkpoint=checkpoint)
+    checkpoint.write_bytes(b"rubbish")
+    with pytest.raises(UndoorError, match="is no checkpoint; remove it"):
+        train(data, chosen, checkpoint=checkpoint)
+
+
+def test_a_users_network_is_trained():
+    model = Linear()
+    before = weights(model).clone()
+    assert train(make_dataset(), replace(QUICK, learning_rate=0.01), model) is model
+    assert not torch.equal(weights(model), before)
+
+
+def test_schedules():
+    fast, paper = PRESETS["fast"], PRESETS["paper"]
+    assert fast.rate(0) == 0
+    assert fast.rate(0.25) == pytest.approx(0.2)
+    assert fast.rate(0.625) == pytest.approx(0.1)
+    assert [paper.rate(epoch / 200) for epoch in (0, 79, 80, 119, 120, 160, 180, 199)] == pytest.approx(
+        [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-6, 5e-7, 5e-7]
+    )
+    assert recipe("paper", epochs=3, seed=7) == replace(paper, epochs=3, seed=7)
+    with pytest.raises(UndoorError, match="choose paper or fast"):
+        recipe("slow")
+    with pytest.raises(UndoorError, match="1 or more"):
+        recipe(epochs=0)
+
+
+def test_augmentation_moves_and_flips_and_repeats_the_border():
+    ramp = torch.arange(20, dtype=torch.uint8).repeat(20, 1)[None, None].expand(200, 2, 20, 20)
+    moved = augment(ramp, torch.Generator().manual_seed(0))
+    assert moved.shape == ramp.shape
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    rows = moved[:, 0, 0].int()
+    flipped = rows[:, 0] > rows[:, -1]
+    assert 70 < flipped.sum() < 130
+    straight = torch.where(flipped[:, None], rows.flip(1), rows)
+    shifts = straight[:, 10] - 10
+    assert set(shifts.tolist()) == {-2, -1, 0, 1, 2}
+    expected = (torch.arange(20)[None] + shifts[:, None]).clamp(0, 19)
+    assert torch.equal(straight, expected.int())
+
+
+def test_normalisation_is_that_of_the_training_set():
+    data = make_dataset(channels=3)
+    scaled = data.images / 255
+    by_channel = train(data, replace(QUICK, epochs=1))[0]
+    assert by_channel.mean[:, 3, 4].numpy() == pytest.approx(scaled.mean((0, 2, 3)), rel=1e-4)
+    assert by_channel.std.flatten().numpy() == pytest.approx(scaled.std((0, 2, 3)), rel=1e-3)
+    by_pixel = train(data, replace(QUICK, epochs=1, normalisation="pixel"))[0]
+    assert np.allclose(by_pixel.mean.numpy(), scaled.mean(0), atol=1e-5)
+    assert (by_pixel.std == 1).all()
+
+
+def test_training_that_diverges_is_told():
+    class Broken(Linear):
+        def forward(self, images):
+            return super().forward(images) * float("nan")
+
+    with pytest.raises(UndoorError, match="loss is nan after epoch 1"):
+        train(make_dataset(), QUICK, Broken())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (make_dataset().take(np.arange(20)), r"all 20 images are of one class \(class0\)"),
+        (make_dataset().take(np.arange(41)), "class class2 has only one image"),
+    ],
+)
+def test_sets_that_cannot_be_learned_are_told(data, message):
+    with pytest.raises(UndoorError, match=message):
+        train(data, QUICK)
+
+
+def test_victims_are_found_again_when_nothing_changed(tmp_path):
+    path, data = tmp_path / "victim.safetensors", make_dataset()
+    first = fit_victim(data, QUICK, path)
+    steps = []
+    again = fit_victim(data, QUICK, path, on_step=steps.append)
+    assert not steps
+    assert torch.equal(weights(first), weights(again))
+    assert not again.training
+    assert [p.name for p in tmp_path.iterdir()] == ["victim.safetensors"]
+    with pytest.raises(UndoorError, match="holds another network"):
+        fit_victim(data, replace(QUICK, seed=1), path)
+    replaced = fit_victim(data, replace(QUICK, seed=1), path, overwrite=True)
+    assert not torch.equal(weights(first), weights(replaced))
+    with pytest.raises(UndoorError, match=r"end in \.safetensors"):
+        fit_victim(data, QUICK, tmp_path / "victim.pt")
+
+
+def test_a_users_network_by_name(tmp_path):
+    path = tmp_path / "victim.safetensors"
+    slow = replace(QUICK, learning_rate=0.01)
+    first = fit_victim(make_dataset(), slow, path, "conftest:linear_network")
+    assert isinstance(first, nn.Module)
+    assert torch.equal(weights(first), weights(fit_victim(make_dataset(), slow, path, "conftest:linear_network")))
