@@ -18,7 +18,8 @@ from undoor.filters import Average
 from undoor.findings import versions
 from undoor.metrics import detection
 from undoor.readers import read
-from undoor.training import recipe, train
+from undoor.recipes import recipe
+from undoor.training import train
 
 ROOT = Path(__file__).parents[1]
 SEEDS = range(5)

@@ -6,6 +6,8 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ import undoor
 from conftest import Linear, make_dataset
 from test_readers import write_folder
 from undoor import cli
+from undoor.errors import UndoorNotice
 from undoor.readers.parquet import write_parquet
+from undoor.recipes import PRESETS
+from undoor.victims import fit_victim
 
 
 @pytest.fixture
@@ -28,10 +33,11 @@ def run(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["undoor", *map(str, arguments)])
-        # pytest's own handling of warnings, which the command line replaces while it runs
-        monkeypatch.setattr("warnings.showwarning", lambda *_: None)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        # As outside of the tests, notices are shown and not raised; what the command line replaces is put back.
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UndoorNotice)
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
         captured = capsys.readouterr()
         return ended.value.code or 0, captured.out, captured.err
 
@@ -45,12 +51,19 @@ def data(tmp_path_factory):
     dataset = make_dataset(n_per_class=30)
     write_folder(dataset, root / "images")
     write_parquet(dataset, root / "images.parquet")
-    np.savez(root / "images.npz", images=dataset.images, labels=dataset.labels)
+    names = np.array(dataset.class_names)
+    np.savez(root / "images.npz", images=dataset.images, labels=dataset.labels, class_names=names)
     save_file(Linear().state_dict(), root / "linear.safetensors")
+    fit_victim(dataset, replace(PRESETS["fast"], epochs=6, batch_size=16), root / "victim.safetensors")
     return root
 
 
 NETWORK = ("--network", "conftest:linear_network")
+
+
+def victim(data):
+    """Return the options that scan with a network trained on the images and a filter that ruins them."""
+    return "--model", data / "victim.safetensors", "--filter", "average:12"
 
 
 def tree(folder):
@@ -129,8 +142,7 @@ def test_scan_without_a_model_trains_one_and_keeps_it(run, data, tmp_path):
 
 @pytest.mark.parametrize("threshold", [1e-6, 50])
 def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
-    code, out, _ = run("scan", data / "images", "--model", data / "linear.safetensors", *NETWORK,
-                       "--out", tmp_path / "f", "--threshold", threshold, "--filter", "average:4")  # fmt: skip
+    code, out, _ = run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--threshold", threshold)
     verdict = json.loads((tmp_path / "f" / "summary.json").read_text())["verdict"]
     assert out.startswith(verdict)
     assert code == {"poisoned": 1, "clean": 0}[verdict]
@@ -138,8 +150,7 @@ def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
 
 
 def test_clean_copies_the_kept_files_of_a_folder(run, data, tmp_path):
-    run("scan", data / "images", "--model", data / "linear.safetensors", *NETWORK, "--out", tmp_path / "f",
-        "--threshold", 1e-6, "--filter", "average:4")  # fmt: skip
+    run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--threshold", 1e-6)
     before = tree(data / "images")
     assert run("clean", data / "images", "--findings", tmp_path / "f", "--out", tmp_path / "kept")[0] == 0
     kept = (tmp_path / "f" / "keep.txt").read_text().splitlines()
@@ -151,8 +162,7 @@ def test_clean_copies_the_kept_files_of_a_folder(run, data, tmp_path):
 
 
 def test_clean_writes_arrays_as_lossless_parquet(run, data, tmp_path):
-    run("scan", data / "images.npz", "--model", data / "linear.safetensors", *NETWORK, "--out", tmp_path / "f",
-        "--threshold", 1e-6, "--filter", "average:4")  # fmt: skip
+    run("scan", data / "images.npz", *victim(data), "--out", tmp_path / "f", "--threshold", 1e-6)
     assert run("clean", data / "images.npz", "--findings", tmp_path / "f", "--out", tmp_path / "kept")[0] == 0
     kept = [int(name) for name in (tmp_path / "f" / "keep.txt").read_text().splitlines()]
     assert np.array_equal(undoor.read(tmp_path / "kept").images, make_dataset(n_per_class=30).images[kept])
@@ -284,7 +294,8 @@ def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert ran.returncode == 2
-    assert "error: File too large" in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("error: ")
+    assert "File too large" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert [name for name in tree(tmp_path) if name != "out"] == before
 

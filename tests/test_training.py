@@ -8,7 +8,8 @@ from torch import nn
 import undoor
 from conftest import Linear, make_dataset
 from undoor.errors import UndoorError
-from undoor.training import PRESETS, augment, recipe, train
+from undoor.recipes import PRESETS, recipe
+from undoor.training import augment, train
 from undoor.victims import fit_victim
 
 QUICK = replace(PRESETS["fast"], epochs=4, batch_size=16)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from undoor.evidence import Evidence, Outputs, collect
     from undoor.findings import Findings
     from undoor.readers import read
+    from undoor.recipes import recipe
     from undoor.scanning import scan
-    from undoor.training import recipe, train
+    from undoor.training import train
     from undoor.weights import load_model
 
 _HOMES = {
@@ -37,7 +38,7 @@ _HOMES = {
     "load_model": "weights",
     "poison": "attacks",
     "read": "readers",
-    "recipe": "training",
+    "recipe": "recipes",
     "scan": "scanning",
     "train": "training",
     "triggered": "attacks",

@@ -159,7 +159,7 @@ def train(
     from undoor import terminal
     from undoor.attacks import read_attack
     from undoor.experiments.measure import measure
-    from undoor.training import recipe
+    from undoor.recipes import recipe
     from undoor.victims import fit_victim
 
     chosen = recipe(preset, epochs=epochs, seed=seed)
@@ -205,7 +205,7 @@ def scan(
     preset: Preset = "fast",
     epochs: Epochs = None,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 128,
     overwrite: Overwrite = False,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="end with 0 although something is flagged")] = False,
     split: Split = "train",
@@ -220,9 +220,9 @@ def scan(
     from undoor.defenses.training_set import ClusterImpurity
     from undoor.filters import parse_filter
     from undoor.findings import refuse_findings
+    from undoor.recipes import recipe
     from undoor.scanning import scan as run
     from undoor.scanning import write_findings
-    from undoor.training import recipe
     from undoor.victims import fit_victim
     from undoor.weights import load_model, require_same_classes
 
@@ -310,7 +310,7 @@ def main() -> None:
 
     warnings.showwarning = show  # type: ignore[assignment] # only its first arguments matter
     try:
-        app()
+        app(prog_name="undoor")
     except UndoorError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)

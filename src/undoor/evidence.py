@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from undoor.classifier import Classifier
+from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.errors import UndoorError
 from undoor.filters import Average, Filter
@@ -85,7 +85,7 @@ def collect(
     dataset: Dataset,
     filters: Sequence[Filter] = (Average(),),
     *,
-    batch_size: int = 512,
+    batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Evidence:
     """Run every image and its filtered twins through the network, in the order of the data set.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from undoor.classifier import Classifier
+from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
 from undoor.evidence import collect
@@ -21,7 +21,7 @@ def scan(
     defense: TrainingSetDefense = ClusterImpurity(),  # noqa: B008 - frozen
     *,
     image_filter: Filter = Average(),  # noqa: B008 - frozen
-    batch_size: int = 512,
+    batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Findings:
     """Collect the evidence and run a defence on it.

@@ -9,7 +9,8 @@ from torch import nn
 from undoor.dataset import Dataset
 from undoor.errors import UndoorError
 from undoor.networks import NETWORKS, default_network
-from undoor.training import Recipe, Step, train
+from undoor.recipes import Recipe
+from undoor.training import Step, train
 from undoor.weights import Architecture, call_factory, load_model, read_architecture, save_model
 
 

@@ -17,8 +17,9 @@ from undoor.files import write_text
 from undoor.filters import Average
 from undoor.findings import Findings, refuse_findings, versions
 from undoor.readers import read
+from undoor.recipes import recipe
 from undoor.scanning import scan, write_findings
-from undoor.training import Step, recipe, train
+from undoor.training import Step, train
 
 EPOCHS = 10
 COUNT, SIZE, TARGET = 300, 0.4, "0"

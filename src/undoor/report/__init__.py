@@ -53,8 +53,8 @@ def _margin(findings: Findings) -> dict[str, float | None]:
 
 def _went_to(destinations: list[int], class_names: tuple[str, ...]) -> str:
     """Return the three classes most of the changed decisions went to."""
-    order = np.argsort(destinations, kind="stable")[::-1][:3]
-    return ", ".join(f"{class_names[k]} {destinations[k]}" for k in order if destinations[k])
+    order = np.argsort(-np.asarray(destinations), kind="stable")[:3]
+    return ", ".join(f"{class_names[k]} ({destinations[k]})" for k in order if destinations[k])
 
 
 def _sheet(

@@ -31,7 +31,7 @@ def impurity(kept: float, examined: float) -> float:
     """
     if examined == 0:
         return 0.0
-    return float(-np.log(max(kept, 0.5) / examined))
+    return float(np.log(examined / max(kept, 0.5)))
 
 
 def calibrated_threshold(impurities: NDArray[np.float64]) -> float:
