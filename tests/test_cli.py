@@ -294,7 +294,7 @@ def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert ran.returncode == 2
-    assert ran.stderr.splitlines()[-1].startswith("error: ")
+    assert ran.stderr.splitlines()[-1].startswith(f"error: cannot write {tmp_path}")
     assert "File too large" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert [name for name in tree(tmp_path) if name != "out"] == before

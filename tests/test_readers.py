@@ -151,6 +151,17 @@ def test_cifar_binary_batches(tmp_path):
     assert len(read.class_names) == 100
 
 
+def test_cifar100_python_batch_with_its_fine_labels(tmp_path):
+    pixels, labels = cifar_images(4)
+    content = {b"data": pixels, b"fine_labels": labels.tolist(), b"coarse_labels": [0] * 4}
+    (tmp_path / "train").write_bytes(pickle.dumps(content))
+    names = [f"name{k}".encode() for k in range(100)]
+    (tmp_path / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}))
+    read = undoor.read(tmp_path)
+    assert np.array_equal(read.labels, labels)
+    assert read.class_names[42] == "name42"
+
+
 def test_cifar_batch_that_would_run_code(tmp_path):
     class Harmful:
         def __reduce__(self):

@@ -7,7 +7,7 @@ from torch import nn
 
 import undoor
 from conftest import Linear, make_dataset
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, UndoorNotice
 from undoor.recipes import PRESETS, recipe
 from undoor.training import augment, train
 from undoor.victims import fit_victim
@@ -70,6 +70,13 @@ def test_a_users_network_is_trained():
     before = weights(model).clone()
     assert train(make_dataset(), replace(QUICK, learning_rate=0.01), model) is model
     assert not torch.equal(weights(model), before)
+
+
+def test_images_that_cannot_be_written_to_are_read_without_complaint():
+    data = make_dataset()
+    data.images.setflags(write=False)
+    model = train(data, replace(QUICK, epochs=1))
+    assert undoor.Classifier(model).decide(data.images).shape == (60,)
 
 
 def test_schedules():
@@ -149,6 +156,11 @@ def test_victims_are_found_again_when_nothing_changed(tmp_path):
     assert not torch.equal(weights(first), weights(replaced))
     with pytest.raises(UndoorError, match=r"end in \.safetensors"):
         fit_victim(data, QUICK, tmp_path / "victim.pt")
+
+
+def test_slow_images_are_told(tmp_path):
+    with pytest.warns(UndoorNotice, match="72×72 pixels takes long; --image-size 32"):
+        fit_victim(make_dataset(n_per_class=4, size=72), replace(QUICK, epochs=1), tmp_path / "m.safetensors")
 
 
 def test_a_users_network_by_name(tmp_path):

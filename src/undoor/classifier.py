@@ -79,7 +79,7 @@ class Classifier:
 
     def scale(self, images: NDArray[np.uint8]) -> Tensor:
         """Return (N, C, H, W) uint8 images as floats in [0, 1] on the device."""
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        pixels = torch.tensor(images, device=self.device)
         return pixels.contiguous(memory_format=torch.channels_last).float() / 255
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ def demo(
     from undoor.experiments.demo import demo as run
 
     with terminal.training_bar() as on_step:
-        result = run(out, seed, overwrite=overwrite, on_step=on_step)
+        result = run(out, seed, overwrite=overwrite, on_stage=terminal.print_stage, on_step=on_step)
     attack = result.attack
     terminal.out.print(
         f"planted: {attack.count} images with one brighter pixel at "
@@ -315,9 +315,10 @@ def main() -> None:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {_one_line(error.strerror or error)}{where}; nothing was lost: free the cause and try again",
-              file=sys.stderr)  # fmt: skip
+        where = f": {error.filename}" if error.filename else ""
+        print(
+            f"error: {_one_line(error.strerror or error)}{where}; check the path and its permissions", file=sys.stderr
+        )
         sys.exit(2)
     except Exception:
         traceback.print_exc()

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, first_line
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell in one line why ``path`` could not be written."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise UndoorError(f"cannot write {path}: {why}; free space there or choose another --out") from error
 
 
 @contextmanager
@@ -15,13 +25,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
     A reader therefore never meets a half-written file, whenever the writer is killed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -32,14 +43,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise UndoorError(f"{path} exists already; choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _writing(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -51,18 +62,19 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
     """
     existed = folder.exists()
     temporary = folder / f".{secrets.token_hex(4)}.part"
-    temporary.mkdir(parents=True)
-    done = False
-    try:
-        yield temporary
-        (folder / last).unlink(missing_ok=True)
-        for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
-            file.replace(folder / file.name)
-        done = True
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not done and not existed:
-            folder.rmdir()
+    with _writing(folder):
+        temporary.mkdir(parents=True)
+        done = False
+        try:
+            yield temporary
+            (folder / last).unlink(missing_ok=True)
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+                file.replace(folder / file.name)
+            done = True
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not done and not existed:
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

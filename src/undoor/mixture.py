@@ -39,13 +39,11 @@ class Clustering:
     Args:
         assignments: (n,) int64, the component with the highest posterior for each row (hard MAP).
         criteria: the value of ``bic`` for K = 1, 2, …, as far as the sweep went.
-        log_likelihoods: in nats, of the same mixtures.
 
     """
 
     assignments: NDArray[np.int64]
     criteria: tuple[float, ...]
-    log_likelihoods: tuple[float, ...]
 
     @property
     def components(self) -> int:
@@ -69,19 +67,18 @@ def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int)
     single row is one cluster.
     """
     n, t = features.shape
+    if n == 1:  # no covariance can be fitted: the row is a cluster whatever its likelihood
+        return Clustering(np.zeros(1, dtype=np.int64), (0.0,))
     # k-means draws its starts by row number: a canonical order makes them a function of the content.
     order = np.lexsort(features.T[::-1])
     rows = features[order].astype(np.float64)
     distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
 
     criteria: list[float] = []
-    log_likelihoods: list[float] = []
     best = np.zeros(n, dtype=np.int64)
     for k in range(1, min(settings.max_components, distinct) + 1):
         if len(criteria) - 1 - int(np.argmin(criteria or [0.0])) >= settings.patience:
             break
-        if n == 1:  # one image has no covariance: it is a cluster of its own, whatever its likelihood
-            return Clustering(best, (0.0,), (0.0,))
         mixture = GaussianMixture(
             k,
             reg_covar=settings.regularisation,
@@ -93,8 +90,7 @@ def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int)
             # Stopping EM after a set number of iterations is part of the method, not an accident.
             warnings.simplefilter("ignore", ConvergenceWarning)
             mixture.fit(rows)
-        log_likelihoods.append(float(mixture.score(rows)) * n)
-        criteria.append(bic(log_likelihoods[-1], k, n, t))
+        criteria.append(bic(float(mixture.score(rows)) * n, k, n, t))
         if criteria[-1] == min(criteria):
             best[order] = mixture.predict(rows)
-    return Clustering(best, tuple(criteria), tuple(log_likelihoods))
+    return Clustering(best, tuple(criteria))

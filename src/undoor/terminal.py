@@ -58,6 +58,11 @@ def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, total=total, completed=done)
 
 
+def print_stage(name: str) -> None:
+    """Print what begins now."""
+    err.print(f"{name} …", style="dim")
+
+
 def print_findings(findings: "Findings") -> None:
     """Print the verdict and the clusters of highest impurity."""
     flagged = int(findings.flagged.sum())

@@ -51,8 +51,8 @@ def train(
         recipe: how.
         network: a name from ``undoor.networks``, or a module that returns as many logits as there are
             classes (it is trained in place); by default what fits the size of the images.
-        checkpoint: a file that is written after every epoch and removed at the end. If it exists, training
-            resumes from it, to the same result as an undisturbed run.
+        checkpoint: a file that is written after every epoch but the last. If it exists, training resumes from
+            it, to the same result as an undisturbed run.
         device: where to compute; by default an accelerator if there is one.
         on_step: called after every step.
 
@@ -65,9 +65,9 @@ def train(
     identity = {"data": dataset.fingerprint(), "recipe": asdict(recipe), "network": str(model)}
     start = _resume(checkpoint, identity, model, optimizer, place)
 
-    images = torch.from_numpy(dataset.images)
-    labels = torch.from_numpy(dataset.labels)
-    pixels = dataset.images[0, 0].size * len(dataset) * (recipe.epochs - start)
+    labels = torch.tensor(dataset.labels)
+    # Of the whole schedule, also when it is resumed: compiled and eager steps differ in their last bits.
+    pixels = dataset.images[0, 0].size * len(dataset) * recipe.epochs
     forward = torch.compile(model) if pixels >= COMPILE_PIXELS and _can_compile(place) else model
     bf16 = recipe.precision == "bf16" and _computes_bf16(place)
 
@@ -79,7 +79,7 @@ def train(
             rate = recipe.rate((epoch + (step - 1) / len(batches)) / recipe.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            x = images[rows].to(place).to(memory_format=torch.channels_last)
+            x = torch.from_numpy(dataset.images[rows.numpy()]).to(place).to(memory_format=torch.channels_last)
             if recipe.augment:
                 x = augment(x, generator)
             y = labels[rows].to(place)

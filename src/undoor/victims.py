@@ -1,5 +1,6 @@
 """Victims in files: trained once, resumed when interrupted, found again when nothing changed."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 from torch import nn
 
 from undoor.dataset import Dataset
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, UndoorNotice
 from undoor.networks import NETWORKS, default_network
 from undoor.recipes import Recipe
 from undoor.training import Step, train
 from undoor.weights import Architecture, call_factory, load_model, read_architecture, save_model
+
+LARGE = 64
+"""Pixels of height or width beyond which the networks that come with undoor are slow to train."""
 
 
 def fit_victim(
@@ -41,6 +45,13 @@ def fit_victim(
         raise UndoorError(f"{path} should end in .safetensors; choose such a name for --out")
     dataset.require_classes()
     channels, height, width = dataset.images.shape[1:]
+    if network is None and max(height, width) > LARGE:
+        warnings.warn(
+            f"training on images of {height}×{width} pixels takes long; --image-size 32 is usually enough to scan, "
+            "and --model takes a network of your own",
+            UndoorNotice,
+            stacklevel=2,
+        )
     name = network or default_network(height, width)
     architecture = Architecture(
         name,

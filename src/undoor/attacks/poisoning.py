@@ -4,23 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from undoor.attacks.one_pixel import OnePixel
 from undoor.dataset import Dataset, Truth, allocate_images, row_ids
 from undoor.errors import UndoorError, first_line
 from undoor.files import write_text
-
-
-class Trigger(Protocol):
-    """What an attacker adds to an image: uint8 (N, C, H, W) in, the same out, the input untouched."""
-
-    def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.uint8]:
-        """Return copies of the images with the trigger."""
-        ...
 
 
 @dataclass(frozen=True)

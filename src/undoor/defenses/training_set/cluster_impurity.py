@@ -70,7 +70,7 @@ class ClusterImpurity:
     filter_name: str | None = None
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     seed: int = 0
-    workers: int | None = field(default=None, metadata={"changes_results": False})
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not self.threshold > 0:
