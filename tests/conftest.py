@@ -1,6 +1,6 @@
 """Small data and evidence with planted truth, shared by all tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch
 
 from undoor.dataset import Dataset, row_ids
 from undoor.evidence import Evidence, Outputs
+from undoor.recipes import PRESETS
+from undoor.training import train
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -36,6 +38,12 @@ def make_dataset(n_per_class: int = 20, classes: int = 3, size: int = 12, channe
 @pytest.fixture
 def dataset() -> Dataset:
     return make_dataset()
+
+
+@pytest.fixture(scope="session")
+def network() -> torch.nn.Module:
+    """A network that has learned ``make_dataset``."""
+    return train(make_dataset(n_per_class=40), replace(PRESETS["fast"], epochs=8, batch_size=16))
 
 
 @dataclass(frozen=True)

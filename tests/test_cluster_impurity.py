@@ -92,6 +92,7 @@ def test_threshold_is_calibrated_on_the_clusters():
     assert clean.max() < threshold < 3.5
     assert calibrated_threshold(np.append(clean / 10, 3.5)) == 0.5  # never below the authors'
     assert calibrated_threshold(np.zeros(4)) == 0.5
+    assert calibrated_threshold(np.array([0.01, 0.1, 0.4, 0.6, 0.9, 3.0])) == 1  # too few and too scattered
     assert ClusterImpurity(threshold=0.7, workers=1)(two_clusters()).threshold == 0.7
     with pytest.raises(UndoorError, match="above 0"):
         ClusterImpurity(threshold=0.0)

@@ -8,7 +8,7 @@ import undoor
 from conftest import Linear, make_dataset
 from undoor.classifier import Classifier
 from undoor.dataset import Truth
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, UndoorNotice
 from undoor.evidence import Outputs, collect
 from undoor.filters import Average, Median
 from undoor.scanning import scan
@@ -35,13 +35,12 @@ def test_one_pass_collects_every_filter_in_the_order_of_the_data(dataset):
     assert seen[-1] == (60, 60)
 
 
-def test_truth_does_not_reach_the_findings(dataset):
+def test_truth_does_not_reach_the_findings(dataset, network):
     poisoned = np.arange(60) % 3 == 0
     truth = Truth(poisoned, dataset.labels)
     shuffled = Truth(np.roll(poisoned, 1), np.roll(dataset.labels, 7))
-    model = Linear()
-    first, second = (scan(model, replace(dataset, truth=t)) for t in (truth, shuffled))
-    none = scan(model, dataset)
+    first, second = (scan(network, replace(dataset, truth=t)) for t in (truth, shuffled))
+    none = scan(network, dataset)
     for other in (second, none):
         assert first.samples.equals(other.samples)
         assert first.clusters.equals(other.clusters)
@@ -50,10 +49,9 @@ def test_truth_does_not_reach_the_findings(dataset):
     assert first.truth["tp"] + first.truth["fn"] == 20
 
 
-def test_order_of_the_data_set_does_not_matter(dataset):
+def test_order_of_the_data_set_does_not_matter(dataset, network):
     order = np.random.default_rng(0).permutation(len(dataset))
-    model = Linear()
-    first, second = scan(model, dataset), scan(model, dataset.take(order))
+    first, second = scan(network, dataset), scan(network, dataset.take(order))
     assert first.samples["id"].iloc[order].tolist() == second.samples["id"].tolist()
     for column in ("predicted", "cluster", "flagged"):
         assert first.samples[column].iloc[order].tolist() == second.samples[column].tolist()
@@ -99,6 +97,11 @@ def test_arrays_that_do_not_fit_are_told(change, message):
     undoor.Evidence(**fields)
     with pytest.raises(UndoorError, match=message):
         undoor.Evidence(**{**fields, **change})
+
+
+def test_a_network_that_has_not_learned_the_set_is_no_witness(dataset):
+    with pytest.warns(UndoorNotice, match=r"decides only \d+% of the images as they are labelled"):
+        scan(Linear(), dataset)
 
 
 def test_data_sets_of_one_class_are_told():

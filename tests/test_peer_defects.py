@@ -39,9 +39,9 @@ def test_no_hook_is_left_behind():
     assert hooks(model) == 0
 
 
-def test_clusters_are_those_of_the_whole_class_and_batches_change_nothing():
-    model, data = Linear(), make_dataset(n_per_class=40)
-    whole, batches = scan(model, data, batch_size=120), scan(model, data, batch_size=11)
+def test_clusters_are_those_of_the_whole_class_and_batches_change_nothing(network):
+    data = make_dataset(n_per_class=40)
+    whole, batches = scan(network, data, batch_size=120), scan(network, data, batch_size=11)
     for column in ("id", "label", "predicted", "cluster", "flagged"):
         assert whole.samples[column].tolist() == batches.samples[column].tolist()
     assert whole.samples["id"].tolist() == data.ids.tolist()

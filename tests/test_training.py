@@ -92,6 +92,9 @@ def test_schedules():
         recipe("slow")
     with pytest.raises(UndoorError, match="1 or more"):
         recipe(epochs=0)
+    assert recipe(learning_rate=0.03).rate(0.25) == 0.03
+    with pytest.raises(UndoorError, match="learning rate is nan"):
+        recipe(learning_rate=float("nan"))
 
 
 def test_augmentation_moves_and_flips_and_repeats_the_border():
@@ -159,7 +162,7 @@ def test_victims_are_found_again_when_nothing_changed(tmp_path):
 
 
 def test_slow_images_are_told(tmp_path):
-    with pytest.warns(UndoorNotice, match="72×72 pixels takes long; --image-size 32"):
+    with pytest.warns(UndoorNotice, match="72×72 pixels takes long; add --image-size 32"):
         fit_victim(make_dataset(n_per_class=4, size=72), replace(QUICK, epochs=1), tmp_path / "m.safetensors")
 
 

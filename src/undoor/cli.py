@@ -31,6 +31,7 @@ Seed = Annotated[int, typer.Option(min=0, help="of everything that is random")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run wrote there")]
 Preset = Annotated[str, typer.Option(help="fast (a short schedule for a CPU) or paper (200 epochs)")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="instead of the preset's number")]
+LearningRate = Annotated[float | None, typer.Option(help="instead of the preset's highest")]
 Network = Annotated[str | None, typer.Option(help="resnet20, small-cnn or package.module:factory")]
 Split = Annotated[str, typer.Option(help="the part of DATA to read, where it has several")]
 ImageColumn = Annotated[str | None, typer.Option(help="of Parquet and hub data")]
@@ -142,6 +143,7 @@ def train(
     out: Annotated[Path, typer.Option(help="the file for the network, .safetensors")],
     preset: Preset = "fast",
     epochs: Epochs = None,
+    learning_rate: LearningRate = None,
     network: Network = None,
     test: Annotated[str | None, typer.Option(help="clean test DATA: print the accuracy")] = None,
     attack: Annotated[
@@ -162,7 +164,7 @@ def train(
     from undoor.recipes import recipe
     from undoor.victims import fit_victim
 
-    chosen = recipe(preset, epochs=epochs, seed=seed)
+    chosen = recipe(preset, epochs=epochs, learning_rate=learning_rate, seed=seed)
     planned = None if attack is None else read_attack(attack)
     if planned is not None and test is None:
         raise UndoorError("--attack is measured on test images; add --test DATA")
@@ -204,6 +206,7 @@ def scan(
     skip_single: Annotated[bool, typer.Option("--skip-single", help="skip classes with one cluster")] = False,
     preset: Preset = "fast",
     epochs: Epochs = None,
+    learning_rate: LearningRate = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 128,
     overwrite: Overwrite = False,
@@ -233,7 +236,7 @@ def scan(
         "mean": _numbers(mean, "--mean"),
         "std": _numbers(std, "--std"),
     }
-    chosen = recipe(preset, epochs=epochs, seed=seed)
+    chosen = recipe(preset, epochs=epochs, learning_rate=learning_rate, seed=seed)
     refuse_findings(out, overwrite)
     given = None if model is None else load_model(model, network)
     if given is not None:

@@ -57,11 +57,20 @@ PRESETS = {
 """
 
 
-def recipe(preset: str = "fast", *, epochs: int | None = None, seed: int = 0) -> Recipe:
-    """Return a preset, with another number of epochs if one is given."""
+def recipe(
+    preset: str = "fast", *, epochs: int | None = None, learning_rate: float | None = None, seed: int = 0
+) -> Recipe:
+    """Return a preset, with another number of epochs or another highest learning rate if one is given."""
     if preset not in PRESETS:
         raise UndoorError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}")
     if epochs is not None and epochs < 1:
         raise UndoorError(f"{epochs} epochs are no training; give 1 or more")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise UndoorError(f"the learning rate is {learning_rate}; give a number above 0")
     chosen = PRESETS[preset]
-    return replace(chosen, epochs=epochs or chosen.epochs, seed=seed)
+    return replace(
+        chosen,
+        epochs=epochs or chosen.epochs,
+        learning_rate=learning_rate or chosen.learning_rate,
+        seed=seed,
+    )

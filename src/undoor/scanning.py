@@ -1,6 +1,7 @@
 """The main job: a network and its training set in, findings out."""
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,15 @@ from torch import nn
 from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
+from undoor.errors import UndoorNotice
 from undoor.evidence import collect
 from undoor.filters import Average, Filter
 from undoor.findings import Findings
+from undoor.metrics import accuracy
 from undoor.report import render_report
+
+LEARNED = 0.9
+"""Share of training images decided as labelled, below which a user is told that the network is no witness."""
 
 
 def scan(
@@ -42,6 +48,14 @@ def scan(
     begun = time.perf_counter()
     evidence = collect(classifier, dataset, (image_filter,), batch_size=batch_size, on_batch=on_batch)
     collected = time.perf_counter() - begun
+    learned = accuracy(evidence.plain.decisions, evidence.labels)
+    if learned < LEARNED:
+        warnings.warn(
+            f"the network decides only {learned:.0%} of the images as they are labelled: what it has not learned "
+            "cannot be found in it; train it longer, or on this very set",
+            UndoorNotice,
+            stacklevel=2,
+        )
     findings = defense(evidence)
     if dataset.truth is not None:
         findings = findings.against(dataset.truth.poisoned)

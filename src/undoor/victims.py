@@ -47,8 +47,8 @@ def fit_victim(
     channels, height, width = dataset.images.shape[1:]
     if network is None and max(height, width) > LARGE:
         warnings.warn(
-            f"training on images of {height}×{width} pixels takes long; --image-size 32 is usually enough to scan, "
-            "and --model takes a network of your own",
+            f"training on images of {height}×{width} pixels takes long; add --image-size 32, "
+            "or give a network of your own",
             UndoorNotice,
             stacklevel=2,
         )

@@ -21,6 +21,8 @@ from undoor.findings import CLUSTER_COLUMNS, Findings
 from undoor.mixture import Clustering, MixtureSettings, cluster
 
 AUTHORS_THRESHOLD = 0.5
+HIGHEST_THRESHOLD = 1.0
+"""In nats: a cluster that keeps less than 1/e of its decisions is always flagged."""
 
 
 def impurity(kept: float, examined: float) -> float:
@@ -38,13 +40,13 @@ def calibrated_threshold(impurities: NDArray[np.float64]) -> float:
     """Return a threshold from the (C,) impurities of all clusters of all classes.
 
     Most clusters are clean. In log S, the threshold lies three robust standard deviations (1.4826 × the
-    median absolute deviation) above the median, and never below the authors' 0.5. Impurities under 0.05
-    count as 0.05: below that, differences say nothing.
+    median absolute deviation) above the median, but not below the authors' 0.5 nor above
+    ``HIGHEST_THRESHOLD``. Impurities under 0.05 count as 0.05: below that, differences say nothing.
     """
     logs = np.log(np.maximum(impurities, 0.05))
     middle = np.median(logs)
     spread = 1.4826 * np.median(np.abs(logs - middle))
-    return max(AUTHORS_THRESHOLD, float(np.exp(middle + 3 * spread)))
+    return float(np.clip(np.exp(middle + 3 * spread), AUTHORS_THRESHOLD, HIGHEST_THRESHOLD))
 
 
 @dataclass(frozen=True)
