@@ -80,6 +80,10 @@ def test_drawn_position_lies_in_the_central_half(seed):
     assert 5 <= trigger.column < 15
 
 
+def test_size_zero_flips_labels_alone(dataset):
+    assert np.array_equal(undoor.OnePixel(3, 4, 0)(dataset.images), dataset.images)
+
+
 def test_triggered_test_images_keep_their_labels(dataset):
     attack = undoor.Attack.one_pixel(dataset, target="class1", count=4, size=0.5, sources=["class0"])
     test = undoor.triggered(dataset, attack)
@@ -100,8 +104,8 @@ def test_attack_survives_its_file(tmp_path, dataset):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0.0}, "above 0 and at most 1"),
-        ({"size": 1.1}, "above 0 and at most 1"),
+        ({"size": -0.1}, "from 0 to 1"),
+        ({"size": 1.1}, "from 0 to 1"),
         ({"count": 0}, "at least 1"),
         ({"count": 1000}, "fewer than the 500 to be poisoned"),
         ({"target": "nobody"}, "no class 'nobody'"),

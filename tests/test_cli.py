@@ -21,6 +21,7 @@ import undoor
 from conftest import Linear, make_dataset
 from test_readers import write_folder
 from undoor import cli
+from undoor.attacks import write_attack
 from undoor.errors import UndoorNotice
 from undoor.readers.parquet import write_parquet
 from undoor.recipes import PRESETS
@@ -183,6 +184,7 @@ def make_bad_inputs(root):
     save_file(Linear(classes=5).state_dict(), root / "five.safetensors")
     save_file(torch.nn.Conv2d(1, 3, 12).state_dict(), root / "convolution.safetensors")
     (root / "pickled.pt").write_bytes(pickle.dumps(print))
+    write_attack(undoor.Attack.one_pixel(dataset, target="class0", count=2, size=0.5), root / "attack.json")
     (root / "findings").mkdir()
     (root / "findings" / "summary.json").write_text("{}")
 
@@ -238,6 +240,10 @@ BAD_INPUTS = {
     ),
     "no findings": (("clean", "digits", "--findings", "{root}/empty", "--out", "{root}/out"), "no whole findings"),
     "attack without test": (
+        ("train", "{data}/images", "--out", "{root}/out/m.safetensors", "--attack", "{root}/attack.json"),
+        "add --test DATA",
+    ),
+    "no attack": (
         ("train", "{data}/images", "--out", "{root}/out/m.safetensors", "--attack", "{root}/a.json"),
         "describes no attack",
     ),

@@ -113,6 +113,16 @@ def test_npz_in_every_layout(tmp_path, layout):
     assert read.class_names == written.class_names
 
 
+def test_npz_with_ids(tmp_path, dataset):
+    ids = np.array([f"image {k}" for k in range(60)])
+    np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, ids=ids)
+    assert np.array_equal(undoor.read(tmp_path / "x.npz").ids, ids)
+    ids[1] = ids[0]
+    np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, ids=ids)
+    with pytest.raises(UndoorError, match="some ids stand more than once"):
+        undoor.read(tmp_path / "x.npz")
+
+
 def test_npz_with_pickled_objects_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.array([{}, []], dtype=object), labels=np.arange(2))
     with pytest.raises(UndoorError, match="plain arrays"):

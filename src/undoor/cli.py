@@ -95,7 +95,7 @@ def poison(
         typer.Option(help="a class to poison; may be repeated; by default all but the target"),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="of poisoned images")] = 1000,
-    size: Annotated[float, typer.Option(help="of the change of the pixel, above 0 and at most 1")] = 0.25,
+    size: Annotated[float, typer.Option(help="of the change of the pixel, from 0 to 1")] = 0.25,
     position: Annotated[
         str | None, typer.Option(help="ROW,COLUMN of the pixel; by default drawn from the central half")
     ] = None,

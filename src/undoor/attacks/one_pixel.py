@@ -15,7 +15,7 @@ class OnePixel:
     Args:
         row: from the top, counted from 0.
         column: from the left, counted from 0.
-        size: of the change, in (0, 1].
+        size: of the change, in [0, 1]; 0 changes no pixel and leaves a mere flip of labels, as a control.
 
     """
 
@@ -24,8 +24,8 @@ class OnePixel:
     size: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= 1:
-            raise UndoorError(f"the trigger has size {self.size}; give a size above 0 and at most 1")
+        if not 0 <= self.size <= 1:
+            raise UndoorError(f"the trigger has size {self.size}; give a size from 0 to 1")
         if self.row < 0 or self.column < 0:
             raise UndoorError(f"the trigger lies at {self.row},{self.column}; count rows and columns from 0")
 

@@ -31,6 +31,8 @@ def dataset_from_arrays(
         images = images.transpose(0, 3, 1, 2)
     if options.image_size is not None:
         images = _resize(images, options.image_size)
+    if ids is not None and len(np.unique(ids)) < len(ids):
+        raise UndoorError(f"{where}: some ids stand more than once; give every image an id of its own")
     labels = labels.astype(np.int64)
     names = class_names or [str(k) for k in range(int(labels.max(initial=0)) + 1)]
     return Dataset(np.ascontiguousarray(images), labels, tuple(names), row_ids(len(labels)) if ids is None else ids)
