@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from undoor.attacks import poison
-from undoor.experiments.demo import COUNT, EPOCHS, SIZE, TARGET, Demo, demo
+from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET, Demo, demo
 from undoor.experiments.measure import measure
 from undoor.filters import Average
 from undoor.findings import versions
@@ -62,6 +62,7 @@ def run() -> dict:
     attack = {
         "count": COUNT,
         "size": SIZE,
+        "source": SOURCE,
         "target": TARGET,
         "data": "digits",
         "images": len(read("digits")),
@@ -96,7 +97,8 @@ def table(content: dict) -> str:
     seeds = len(by_name[names[0]])
     caption = (
         f"`undoor demo` over {seeds} seeds, median (lowest–highest): {attack['count']} poisoned images of size "
-        f"{attack['size']} from all other classes beside {attack['images']} clean {attack['data']}, "
+        f"{attack['size']} from class {attack['source']}, labelled {attack['target']}, "
+        f"beside {attack['images']} clean {attack['data']}, "
         f"{attack['epochs']} epochs, "
         f"torch {content['versions']['torch']}, {content['threads']} threads. ASR is the attack's success rate. "
         "`make bench` makes this table."

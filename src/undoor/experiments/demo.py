@@ -22,7 +22,7 @@ from undoor.scanning import scan, write_findings
 from undoor.training import Step, train
 
 EPOCHS = 10
-COUNT, SIZE, TARGET = 300, 0.4, "0"
+COUNT, SIZE, SOURCE, TARGET = 300, 0.4, "7", "0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def demo(
     on_stage: Callable[[str], None] = lambda _: None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Demo:
-    """Poison the digits from all other classes, train on them, scan, remove what is flagged, and retrain.
+    """Poison the digits, 7 → 0, train on them, scan, remove what is flagged, and retrain.
 
     Args:
         out: writes ``out/findings/`` and ``out/demo.json`` if given.
@@ -79,7 +79,7 @@ def demo(
 
     on_stage("read")
     clean, test = read("digits"), read("digits", split="test")
-    attack = Attack.one_pixel(clean, target=TARGET, count=COUNT, size=SIZE, seed=seed)
+    attack = Attack.one_pixel(clean, sources=[SOURCE], target=TARGET, count=COUNT, size=SIZE, seed=seed)
     poisoned = poison(clean, attack)
     model = fit("train", poisoned)
     before = measure(model, test, attack)
