@@ -149,6 +149,20 @@ def test_weights_survive_their_file(tmp_path):
         require_same_classes(names, ["a", "c", "b"], tmp_path)
 
 
+def harmful():
+    raise AssertionError("a file decided which code was run")
+
+
+def test_a_file_does_not_decide_which_code_runs(tmp_path):
+    model = build_network("small-cnn", (1, 12, 12), 3)
+    save_model(model, Architecture("test_classifier:harmful", (1, 12, 12), ("a", "b"), {}), tmp_path / "m.safetensors")
+    with pytest.raises(UndoorError, match="does not come with undoor; name it"):
+        load_model(tmp_path / "m.safetensors")
+    save_model(model, Architecture("small-cnn", (3, 10**9, 10**9), ("a", "b"), {}), tmp_path / "m.safetensors")
+    with pytest.raises(UndoorError, match="shape of its images is impossible"):
+        load_model(tmp_path / "m.safetensors")
+
+
 def test_weights_of_a_users_network(tmp_path):
     save_file(Linear().state_dict(), tmp_path / "m.safetensors")
     torch.save(Linear().state_dict(), tmp_path / "m.pt")

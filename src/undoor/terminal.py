@@ -66,10 +66,10 @@ def print_stage(name: str) -> None:
 def print_findings(findings: "Findings") -> None:
     """Print the verdict and the clusters of highest impurity."""
     flagged = int(findings.flagged.sum())
-    where = f" in class {', '.join(findings.classes_flagged)}" if flagged else ""
+    where = f" in class {_plain(', '.join(findings.classes_flagged))}" if flagged else ""
     colour = "red" if flagged else "green"
-    out.print(f"[bold {colour}]{findings.verdict}[/]: {flagged} of {len(findings.samples)} images flagged", end="")
-    out.print(where, markup=False)
+    told = f"[bold {colour}]{findings.verdict}[/]: {flagged} of {len(findings.samples)} images flagged{where}"
+    out.print(told, soft_wrap=True)
 
     table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}", title_justify="left")
     for name in ("class", "cluster", "images", "changed", "impurity"):

@@ -61,7 +61,7 @@ def fit_victim(
     )
     if path.exists() and not overwrite:
         if read_architecture(path) == architecture:
-            return load_model(path)[0].eval()
+            return load_model(path, name)[0].eval()
         raise UndoorError(f"{path} holds another network; choose another --out or add --overwrite")
     checkpoint = path.with_suffix(".checkpoint")
     if overwrite:

@@ -25,7 +25,8 @@ class Architecture:
     """What a weight file says of the network it belongs to.
 
     Args:
-        network: a key of ``NETWORKS`` or ``package.module:factory``.
+        network: a key of ``NETWORKS`` or ``package.module:factory``. The latter is a mere note: a file must not
+            decide which code is run, so that whoever loads it names the factory himself.
         shape: (C, H, W) of the images it was trained on.
         class_names: in the order of the logits.
         recipe: how it was trained, as plain values.
@@ -36,12 +37,6 @@ class Architecture:
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     recipe: dict[str, Any]
-
-    def build(self) -> nn.Module:
-        """Return the network with fresh weights."""
-        if self.network in NETWORKS:
-            return build_network(self.network, self.shape, len(self.class_names))
-        return call_factory(self.network)
 
 
 def save_model(model: nn.Module, architecture: Architecture, path: Path) -> None:
@@ -62,6 +57,8 @@ def read_architecture(path: Path) -> Architecture | None:
             return None
         fields = json.loads(described)
         channels, height, width = fields["shape"]
+        if channels not in (1, 3) or not (0 < height <= 4096 and 0 < width <= 4096):
+            raise ValueError("the shape of its images is impossible")
         return Architecture(
             str(fields["network"]), (channels, height, width), tuple(fields["class_names"]), fields["recipe"]
         )
@@ -86,11 +83,12 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
         architecture = read_architecture(path)
         if network is not None and network not in NETWORKS:
             model = call_factory(network)
-        elif architecture is not None:
-            model = architecture.build()
+        elif architecture is not None and architecture.network in NETWORKS:
+            model = build_network(architecture.network, architecture.shape, len(architecture.class_names))
         else:
             raise UndoorError(
-                f"{path} does not say which network it belongs to; name it with --network package.module:factory"
+                f"{path} belongs to a network that does not come with undoor; name it with "
+                "--network package.module:factory"
             )
         try:
             with safe_open(path, framework="pt") as file:
