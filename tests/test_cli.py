@@ -150,6 +150,16 @@ def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
     assert verdict == ("clean" if threshold == 50 else "poisoned")
 
 
+def test_class_names_stay_text_in_the_terminal(run, data, tmp_path):
+    names = np.array(["[red]a", "\x1b[31mb", "c"])
+    dataset = make_dataset(n_per_class=30)
+    np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, class_names=names)
+    _, out, _ = run("scan", tmp_path / "x.npz", "--model", data / "linear.safetensors", *NETWORK,
+                    "--out", tmp_path / "f")  # fmt: skip
+    assert "[red]a" in out
+    assert "\x1b" not in out
+
+
 def test_clean_copies_the_kept_files_of_a_folder(run, data, tmp_path):
     run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--threshold", 1e-6)
     before = tree(data / "images")

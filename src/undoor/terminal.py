@@ -86,8 +86,8 @@ def print_findings(findings: "Findings") -> None:
         )
     out.print(table)
     if findings.truth is not None:
-        told = {name: value for name, value in findings.truth.items() if isinstance(value, float)}
-        out.print("against the truth: " + ", ".join(f"{name} {value:.4f}" for name, value in told.items()))
+        rates = {name: value for name, value in findings.truth.items() if isinstance(value, float)}
+        out.print("against the truth: " + ", ".join(f"{name} {value:.4f}" for name, value in rates.items()))
 
 
 def print_success(success: "Success") -> None:
