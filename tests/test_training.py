@@ -60,6 +60,11 @@ def test_interrupted_training_resumes_to_the_same_network(tmp_path, preset):
 
     with pytest.raises(UndoorError, match="other data or settings"):
         train(make_dataset(seed=9), chosen, checkpoint=checkpoint)
+    steps = []
+    train(data, chosen, checkpoint=checkpoint, overwrite=True, on_step=steps.append)
+    assert steps[0].epoch == 4  # overwriting does not throw away what is of this very training,
+    train(make_dataset(seed=9), chosen, checkpoint=checkpoint, overwrite=True, on_step=steps.append)
+    assert steps[3].epoch == 1  # only what is of another
     checkpoint.write_bytes(b"rubbish")
     with pytest.raises(UndoorError, match="is no checkpoint; remove it"):
         train(data, chosen, checkpoint=checkpoint)
@@ -155,6 +160,8 @@ def test_victims_are_found_again_when_nothing_changed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["victim.safetensors"]
     with pytest.raises(UndoorError, match="holds another network"):
         fit_victim(data, replace(QUICK, seed=1), path)
+    fit_victim(data, QUICK, path, overwrite=True, on_step=steps.append)
+    assert not steps
     replaced = fit_victim(data, replace(QUICK, seed=1), path, overwrite=True)
     assert not torch.equal(weights(first), weights(replaced))
     with pytest.raises(UndoorError, match=r"end in \.safetensors"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from undoor.errors import UndoorError, first_line
 
 BATCH_SIZE = 128
-"""Images a forward pass. On a CPU, larger batches are slower: their activations leave the cache."""
+"""Images a forward pass. On a CPU larger ones are slower: their activations are mapped into memory anew each time."""
 
 
 class Classifier:

@@ -41,6 +41,7 @@ def train(
     network: str | nn.Module | None = None,
     *,
     checkpoint: Path | None = None,
+    overwrite: bool = False,
     device: str | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> nn.Module:
@@ -53,6 +54,7 @@ def train(
             classes (it is trained in place); by default what fits the size of the images.
         checkpoint: a file that is written after every epoch but the last. If it exists, training resumes from
             it, to the same result as an undisturbed run.
+        overwrite: replace the checkpoint of another training instead of raising an error.
         device: where to compute; by default an accelerator if there is one.
         on_step: called after every step.
 
@@ -63,7 +65,7 @@ def train(
     model.to(place, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = _optimizer(model, recipe)
     identity = {"data": dataset.fingerprint(), "recipe": asdict(recipe), "network": str(model)}
-    start = _resume(checkpoint, identity, model, optimizer, place)
+    start = _resume(checkpoint, identity, model, optimizer, place, overwrite)
 
     labels = torch.tensor(dataset.labels)
     # Of the whole schedule, also when it is resumed: compiled and eager steps differ in their last bits.
@@ -180,6 +182,7 @@ def _resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
+    overwrite: bool,
 ) -> int:
     """Load the state after the last whole epoch and return how many epochs are done."""
     if checkpoint is None or not checkpoint.exists():
@@ -189,6 +192,8 @@ def _resume(
         same = state["identity"] == identity
     except Exception as error:
         raise UndoorError(f"{checkpoint} is no checkpoint; remove it") from error
+    if not same and overwrite:
+        return 0
     if not same:
         raise UndoorError(
             f"{checkpoint} was written by a training with other data or settings; remove it or choose another --out"

@@ -59,15 +59,14 @@ def fit_victim(
         dataset.class_names,
         {**asdict(recipe), "data": dataset.fingerprint()},
     )
-    if path.exists() and not overwrite:
+    if path.exists():
         if read_architecture(path) == architecture:
             return load_model(path, name)[0].eval()
-        raise UndoorError(f"{path} holds another network; choose another --out or add --overwrite")
+        if not overwrite:
+            raise UndoorError(f"{path} holds another network; choose another --out or add --overwrite")
     checkpoint = path.with_suffix(".checkpoint")
-    if overwrite:
-        checkpoint.unlink(missing_ok=True)
     module = name if name in NETWORKS else call_factory(name)
-    model = train(dataset, recipe, module, checkpoint=checkpoint, on_step=on_step)
+    model = train(dataset, recipe, module, checkpoint=checkpoint, overwrite=overwrite, on_step=on_step)
     save_model(model, architecture, path)
     checkpoint.unlink(missing_ok=True)
     return model

@@ -63,7 +63,9 @@ def read_architecture(path: Path) -> Architecture | None:
             str(fields["network"]), (channels, height, width), tuple(fields["class_names"]), fields["recipe"]
         )
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UndoorError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+        raise UndoorError(
+            f"{path} is not a whole safetensors file: {first_line(error)}; remove it or give another"
+        ) from error
 
 
 def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module, tuple[str, ...] | None]:
@@ -94,7 +96,9 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
             with safe_open(path, framework="pt") as file:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except SafetensorError as error:
-            raise UndoorError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+            raise UndoorError(
+                f"{path} is not a whole safetensors file: {first_line(error)}; remove it or give another"
+            ) from error
         names = architecture.class_names if architecture else None
     else:
         weights, names = _tensors_only(path), None

@@ -1,8 +1,5 @@
 """Data sets of the Hugging Face hub, by name."""
 
-import warnings
-from typing import Any
-
 import pyarrow as pa
 
 from undoor.dataset import Dataset
@@ -25,18 +22,8 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
         raise UndoorError(
             f"the hub data set {name!r} cannot be loaded: {first_line(error)}; check its name, --split and the network"
         ) from error
-    return dataset_from_hub(loaded, name, options)
-
-
-def dataset_from_hub(loaded: Any, where: str, options: ReadOptions) -> Dataset:
-    """Turn a ``datasets.Dataset`` with an image and a label column into ours."""
-    import datasets
-
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):  # encoded bytes: undoor decodes, once and with its own checks
             loaded = loaded.cast_column(column, datasets.Image(decode=False))
-    loaded = loaded.flatten_indices() if loaded._indices is not None else loaded
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        table: pa.Table = loaded.with_format("arrow")[:]
-    return dataset_from_table(table, where, options)
+    table: pa.Table = loaded.with_format("arrow")[:]
+    return dataset_from_table(table, name, options)
