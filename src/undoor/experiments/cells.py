@@ -1,0 +1,432 @@
+"""One experiment: attack → victim → what each defence finds → retraining without what it flagged."""
+
+import platform
+import re
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+from torch import nn
+
+import undoor.classifier
+import undoor.filters
+import undoor.mixture
+from undoor.attacks import Attack, poison, triggered
+from undoor.classifier import Classifier
+from undoor.dataset import Dataset, Truth
+from undoor.evidence import Evidence, collect
+from undoor.experiments.measure import measure
+from undoor.experiments.store import Result, Store, code_digest, digest, hardware, pack, unpack
+from undoor.filters import Average, Filter
+from undoor.findings import Findings, versions
+from undoor.networks import default_network
+from undoor.readers.images import encode_png
+from undoor.recipes import Recipe
+from undoor.training import Step
+from undoor.victims import fit_victim
+
+Scenario = Literal["single-source", "multiple-source", "clean"]
+ROC_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is attacked and how; everything else of an experiment is the suite's.
+
+    Args:
+        scenario: images of one class are poisoned, of all but the target, or none.
+        size: of the trigger; 0 in the clean scenario.
+        seed: of the attack, the training and the defences.
+        keep_originals: whether the images that were copied for poisoning stay in the set.
+        ablations: whether the variants of the defences are tried too, not only the defences themselves.
+
+    """
+
+    scenario: Scenario
+    size: float = 0.0
+    seed: int = 0
+    keep_originals: bool = True
+    ablations: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as ``multiple-source-0.25-s0``."""
+        size = "" if self.scenario == "clean" else f"-{self.size:.2f}"
+        return f"{self.scenario}{size}{'' if self.keep_originals else '-replaced'}-s{self.seed}"
+
+
+@dataclass
+class Known:
+    """What an experimenter knows and a defender does not: for controls and oracle settings alone."""
+
+    seed: int
+    poisoned: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    target: str | None
+    retrain: Callable[[NDArray[np.bool_]], NDArray[np.int64]]
+    flagged: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The attacked class, as the oracle settings want it."""
+        return () if self.target is None else (self.target,)
+
+    @property
+    def poisoned_share(self) -> float:
+        """ε: poisoned images in the target class, as a share of that class."""
+        of_target = np.isin(self.labels, np.unique(self.labels[self.poisoned]))
+        return float(self.poisoned.sum() / max(of_target.sum(), 1))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A defence with its settings, as one row of the tables.
+
+    Args:
+        name: of the row.
+        build: returns the defence; only controls and oracle settings look at what is known.
+        oracle: whether the settings rest on something no defender knows.
+        retrain: whether the network is trained again without what is flagged.
+        image_filter: whose outputs the defence sees.
+        ablation: tried only in cells with ablations.
+
+    """
+
+    name: str
+    build: Callable[[Known], Callable[[Evidence], Findings]]
+    oracle: bool = False
+    retrain: bool = False
+    image_filter: Filter = Average()  # noqa: RUF009 - frozen
+    ablation: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a suite share.
+
+    Args:
+        suite: its name.
+        data: the name of the data.
+        train: the clean training set.
+        test: the clean test set.
+        source: the class that is poisoned in the single-source scenario.
+        target: the class as which poisoned images are labelled.
+        count: of poisoned images.
+        recipe: how networks are trained; the cell's seed replaces its own.
+        network: a name from ``undoor.networks``; by default what fits the images.
+        test_sizes: of the trigger at test time, measured in cells with ablations.
+
+    """
+
+    suite: str
+    data: str
+    train: Dataset
+    test: Dataset
+    source: str
+    target: str
+    count: int
+    recipe: Recipe
+    network: str | None = None
+    test_sizes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A cell in its setting, with the store that keeps its results.
+
+    Every method asks the store first, so that nothing is computed twice.
+
+    Args:
+        cell: what is attacked and how.
+        setting: what the cell shares with others.
+        store: where results are kept.
+        filters: all that will be asked for, so that one pass over the images serves them all.
+        on_step: called after every training step; may raise to stop. The training then resumes at its last
+            whole epoch.
+
+    """
+
+    cell: Cell
+    setting: Setting
+    store: Store
+    filters: tuple[Filter, ...] = (Average(),)
+    on_step: Callable[[Step], None] | None = None
+
+    @cached_property
+    def attack(self) -> Attack | None:
+        """The attack, or None in the clean scenario."""
+        cell, setting = self.cell, self.setting
+        if cell.scenario == "clean":
+            return None
+        return Attack.one_pixel(
+            setting.train,
+            target=setting.target,
+            count=setting.count,
+            size=cell.size,
+            sources=[setting.source] if cell.scenario == "single-source" else None,
+            keep_originals=cell.keep_originals,
+            seed=cell.seed,
+        )
+
+    @cached_property
+    def training_set(self) -> Dataset:
+        """The poisoned training set, with the truth."""
+        if self.attack is not None:
+            return poison(self.setting.train, self.attack)
+        clean = self.setting.train
+        return replace(clean, truth=Truth(np.zeros(len(clean), np.bool_), clean.labels))
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe with the cell's seed."""
+        return replace(self.setting.recipe, seed=self.cell.seed)
+
+    @cached_property
+    def victim_key(self) -> str:
+        """The name of the victim in the store."""
+        return self._network_key(self.training_set)
+
+    def _network_key(self, dataset: Dataset) -> str:
+        network = self.setting.network or default_network(*dataset.images.shape[2:])
+        # In which precision a recipe is computed depends on the processor and is told in the results.
+        return digest({"data": dataset.fingerprint(), "recipe": asdict(self.recipe), "network": network})
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The victim; trained if it is not in the store."""
+        return fit_victim(
+            self.training_set,
+            self.recipe,
+            self.store.path("victims", self.victim_key, ".safetensors"),
+            self.setting.network,
+            on_step=self.on_step,
+        )
+
+    def has_victim(self) -> bool:
+        """Whether the victim is trained and measured."""
+        return self.store.path("victims", self.victim_key).exists()
+
+    def victim(self) -> Result:
+        """Train the victim and measure it: clean accuracy, attack success, also at other sizes."""
+        known = self.store.read("victims", self.victim_key)
+        if known is not None:
+            return known
+        begun = time.perf_counter()
+        network = self.network
+        seconds = time.perf_counter() - begun
+        return self.store.write(
+            "victims",
+            self.victim_key,
+            {
+                **self._described(),
+                **measure(network, self.setting.test, self.attack),
+                "attack_success_by_size": self._success_by_size(network),
+                "pictures": self._pictures(),
+                "seconds": round(seconds, 1),
+            },
+        )
+
+    def _described(self) -> Result:
+        return {
+            "cell": asdict(self.cell),
+            "name": self.cell.name,
+            "suite": self.setting.suite,
+            "data": self.setting.data,
+            "train_images": len(self.setting.train),
+            "test_images": len(self.setting.test),
+            "attack": None if self.attack is None else asdict(self.attack),
+            "recipe": asdict(self.recipe),
+            "network": self.setting.network or default_network(*self.setting.train.images.shape[2:]),
+            "hardware": hardware(),
+            "versions": versions(),
+            "platform": platform.system(),
+        }
+
+    def _success_by_size(self, network: nn.Module) -> dict[str, float | None]:
+        if self.attack is None or not self.cell.ablations:
+            return {}
+        attack = self.attack
+        others = {size: replace(attack, trigger=replace(attack.trigger, size=size)) for size in self.setting.test_sizes}
+        empty = self.setting.test.take([])
+        classifier = Classifier(network)
+        rates = {}
+        for size, other in others.items():
+            decisions = classifier.decide(triggered(self.setting.test, other).images)
+            rates[f"{size:.2f}"] = float((decisions == empty.class_names.index(attack.target)).mean())
+        return rates
+
+    def _pictures(self) -> list[str]:
+        """Return a test image of a source class without and with the trigger, as PNG."""
+        if self.attack is None:
+            return []
+        source = self.setting.test.class_names.index(self.attack.sources[0])
+        image = self.setting.test.images[np.flatnonzero(self.setting.test.labels == source)[:1]]
+        return [b64encode(encode_png(one[0])).decode() for one in (image, self.attack.trigger(image))]
+
+    def evidence(self, image_filter: Filter) -> Evidence:
+        """Return what the victim makes of the training images and of their filtered twins."""
+        data = self.training_set
+        if not all(self.store.has_outputs(self._outputs_key(h)) for h in (None, image_filter)):
+            wanted = [h for h in {*self.filters, image_filter} if not self.store.has_outputs(self._outputs_key(h))]
+            made = collect(Classifier(self.network), data, wanted)
+            for h in wanted:
+                self.store.keep_outputs(self._outputs_key(h), made.filtered[str(h)])
+            self.store.keep_outputs(self._outputs_key(None), made.plain)
+        plain, filtered = (self.store.outputs(self._outputs_key(h)) for h in (None, image_filter))
+        return Evidence(plain, {str(image_filter): filtered}, data.labels, data.ids, data.class_names)
+
+    def _outputs_key(self, image_filter: Filter | None) -> str:
+        code = code_digest(undoor.filters, undoor.classifier)
+        return digest({"victim": self.victim_key, "filter": str(image_filter), "code": code})
+
+    def findings(self, contender: Contender, known: Known) -> Result:
+        """Run a defence and count its hits and false alarms against the truth."""
+        defense = contender.build(known)
+        settings = _plain_settings(defense)
+        depends = digest(
+            {
+                "filter": str(contender.image_filter),
+                "settings": settings,
+                "code": code_digest(_module(defense), undoor.mixture, undoor.filters),
+            }
+        )
+        key = f"{self.victim_key}-{slug(contender.name)}"
+        done = self.store.read("findings", key)
+        if done is None or done["depends"] != depends:
+            found = defense(self.evidence(contender.image_filter)).against(known.poisoned)
+            described = {
+                **self._described(),
+                "contender": contender.name,
+                "oracle": contender.oracle,
+                "retrain": contender.retrain,
+                "filter": str(contender.image_filter),
+                "victim": self.victim_key,
+                "depends": depends,
+            }
+            done = self.store.write("findings", key, {**described, **_condensed(found, known.poisoned)})
+        known.flagged[contender.name] = done["flagged"]
+        return done
+
+    def known(self) -> Known:
+        """Return what the experimenter knows of this cell."""
+        truth = self.training_set.truth
+        assert truth is not None  # noqa: S101 - training_set always has it
+        target = None if self.attack is None else self.attack.target
+        return Known(self.cell.seed, truth.poisoned, self.training_set.labels, target, self._decisions_without)
+
+    def _decisions_without(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the decisions on all training images of a network that was trained on those kept."""
+        part = self.training_set.take(kept)
+        network, _ = self._retrained(part, self.store.path("cache", self._network_key(part), ".safetensors"))
+        return Classifier(network).decide(self.training_set.images)
+
+    def retraining(self, found: Result) -> Result:
+        """Train without what was flagged, and measure clean accuracy and attack success again.
+
+        The result is stored by what was kept: defences that flag the same images share one training, and
+        where nothing is flagged it is the victim.
+        """
+        if found["flagged"] == 0:
+            return self.victim()
+        key = retrained_key(found)
+        done = self.store.read("retrained", key)
+        if done is None:
+            kept = self.training_set.take(~unpack(found["mask"], len(self.training_set)))
+            path = self.store.path("cache", self._network_key(kept), ".safetensors")
+            network, seconds = self._retrained(kept, path)
+            done = self.store.write(
+                "retrained",
+                key,
+                {
+                    **self._described(),
+                    **measure(network, self.setting.test, self.attack),
+                    "kept": len(kept),
+                    "seconds": round(seconds, 1),
+                },
+            )
+            path.unlink(missing_ok=True)
+        return done
+
+    def is_retrained(self, found: Result) -> bool:
+        """Whether nothing is left to train for these findings."""
+        return found["flagged"] == 0 or self.store.path("retrained", retrained_key(found)).exists()
+
+    def _retrained(self, kept: Dataset, path: Path) -> tuple[nn.Module, float]:
+        begun = time.perf_counter()
+        network = fit_victim(kept, self.recipe, path, self.setting.network, on_step=self.on_step)
+        return network, time.perf_counter() - begun
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower().replace("ε", "eps")).strip("-")
+
+
+def retrained_key(found: Result) -> str:
+    """Return the name in the store of the network that is trained without what was flagged."""
+    return digest({"victim": found["victim"], "mask": found["mask"]})
+
+
+def _module(defense: Any) -> Any:
+    return import_module(getattr(defense, "func", type(defense)).__module__)
+
+
+def _plain_settings(defense: Any) -> Mapping[str, Any]:
+    """Return what a defence was built with, as plain values."""
+    if hasattr(defense, "keywords"):
+        given = {"function": defense.func.__name__, **defense.keywords}
+    else:
+        given = {"class": type(defense).__name__, **asdict(defense)}
+    return {name: _plain(value) for name, value in given.items() if name != "workers"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return digest({"array": value.tolist()})
+    if callable(value):
+        return "callable"
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _condensed(found: Findings, poisoned: NDArray[np.bool_]) -> Result:
+    """Return findings as plain values: counts, clusters with their poisons, the ROC curve, and the mask."""
+    samples = found.samples
+    held = samples.assign(poisoned=poisoned).groupby(["label", "cluster"])["poisoned"].sum()
+    clusters = [
+        {**row, "poisoned": int(held.get((row["class"], row["cluster"]), 0))}
+        for row in found.clusters.to_dict("records")
+    ]
+    return {
+        "defense": found.defense,
+        "settings": dict(found.settings),
+        "threshold": found.threshold,
+        "flagged": int(found.flagged.sum()),
+        "samples": len(samples),
+        "classes_flagged": list(found.classes_flagged),
+        "truth": found.truth,
+        "clusters": [{name: _item(value) for name, value in row.items()} for row in clusters],
+        "roc": _roc(samples["score"].to_numpy(), poisoned),
+        "mask": pack(found.flagged),
+        "seconds": round(sum(found.seconds.values()), 3),
+    }
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _roc(score: NDArray[np.floating], poisoned: NDArray[np.bool_]) -> list[list[float]]:
+    """Return at most about ``ROC_POINTS`` points (FPR of all classes, TPR); none without both kinds."""
+    if poisoned.all() or not poisoned.any():
+        return []
+    false, true, _ = roc_curve(poisoned, score)
+    points = np.unique(np.linspace(0, len(false) - 1, ROC_POINTS).astype(int))
+    return [[round(float(false[k]), 6), round(float(true[k]), 6)] for k in points]

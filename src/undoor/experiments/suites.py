@@ -1,0 +1,174 @@
+"""What the suites try: cells, and the defences with their settings."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from undoor.dataset import Dataset
+from undoor.defenses.training_set import (
+    ActivationClustering,
+    ClusterImpurity,
+    SpectralSignatures,
+    perfect_filter,
+    random_filter,
+)
+from undoor.errors import UndoorError
+from undoor.experiments.cells import Cell, Contender, Known, Setting
+from undoor.filters import Average, Filter, Median, Noise, Quantise
+from undoor.readers import read
+from undoor.recipes import recipe
+
+SINGLE_SIZES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
+MULTIPLE_SIZES = (0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
+"""The sizes of Table 2."""
+
+CI = "CI"
+FILTERS: dict[str, Filter] = {
+    "2×2 average, zero padding": Average(2, "zero"),
+    "3×3 average": Average(3),
+    "3×3 median": Median(3),
+    "noise": Noise(),
+    "quantisation": Quantise(),
+}
+
+
+def _spectral(share: float, known: Known | None = None) -> SpectralSignatures:
+    return SpectralSignatures(share=share, classes=None if known is None else known.classes)
+
+
+def _activation(seed: int, classes: tuple[str, ...] | None = None, **options: Any) -> ActivationClustering:
+    return ActivationClustering(seed=seed, classes=classes, **options)
+
+
+CONTENDERS: tuple[Contender, ...] = (
+    Contender(CI, lambda known: ClusterImpurity(seed=known.seed), retrain=True),
+    Contender("CI, poster", lambda known: ClusterImpurity.poster(seed=known.seed)),
+    Contender("SS", lambda _: SpectralSignatures(), retrain=True),
+    Contender("SS, 85th percentile", lambda _: SpectralSignatures(share=0.15)),
+    Contender("AC", lambda known: _activation(known.seed, rule="relative-size"), retrain=True),
+    Contender("AC, smaller cluster", lambda known: _activation(known.seed, rule="smaller")),
+    Contender("AC, silhouette", lambda known: _activation(known.seed, rule="silhouette")),
+    Contender("AC, 2020 variant", lambda known: ActivationClustering.variant_2020(seed=known.seed)),
+    Contender(
+        "random filter", lambda known: partial(random_filter, count=known.flagged[CI], seed=known.seed), retrain=True
+    ),
+    Contender(
+        "perfect filter", lambda known: partial(perfect_filter, poisoned=known.poisoned), oracle=True, retrain=True
+    ),
+    Contender("SS, target class", lambda known: _spectral(0.5, known), oracle=True, retrain=True),
+    Contender("SS, 1.5 ε of target class", lambda known: _spectral(1.5 * known.poisoned_share, known), oracle=True),
+    Contender(
+        "AC, smaller cluster of target class",
+        lambda known: _activation(known.seed, known.classes, rule="smaller"),
+        oracle=True,
+        retrain=True,
+    ),
+)
+
+ABLATIONS: tuple[Contender, ...] = (
+    Contender("CI, K = 1 skipped", lambda known: ClusterImpurity(skip_single=True, seed=known.seed)),
+    Contender("CI, not conditioned", lambda known: ClusterImpurity(conditioned=False, seed=known.seed)),
+    *(
+        Contender(f"CI, {name}", lambda known: ClusterImpurity(seed=known.seed), image_filter=h)
+        for name, h in FILTERS.items()
+    ),
+)
+"""Variants of CI that METHODS leave open; tried in the cells that say so."""
+
+EXRE = Contender(
+    "AC, ExRe", lambda known: ActivationClustering(rule="exre", retrain=known.retrain, seed=known.seed), retrain=False
+)
+"""Activation Clustering that trains once more for every class: only where a training takes seconds."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A grid of cells in one setting.
+
+    Args:
+        setting: what the cells share.
+        cells: in the order in which they are worked on: what says most comes first.
+        contenders: tried in every cell.
+        ablations: tried in the cells with ablations as well.
+
+    """
+
+    setting: Setting
+    cells: tuple[Cell, ...]
+    contenders: tuple[Contender, ...] = CONTENDERS
+    ablations: tuple[Contender, ...] = ABLATIONS
+
+    def of(self, cell: Cell) -> tuple[Contender, ...]:
+        """Return the contenders of a cell."""
+        return self.contenders + (self.ablations if cell.ablations else ())
+
+
+def suite(
+    name: str,
+    *,
+    data: str | None = None,
+    preset: str | None = None,
+    epochs: int | None = None,
+    seeds: Sequence[int] = (0,),
+    cells: str = "*",
+) -> Suite:
+    """Return the suite ``quick`` (embedded digits) or ``paper`` (the CIFAR-10 grid of MLSP 2019).
+
+    Args:
+        name: of the suite.
+        data: for ``paper``, CIFAR-10 with its training and test split, as ``undoor.read`` takes it.
+        preset: of the trainings; by default ``paper`` for ``paper`` and ten epochs of ``fast`` for ``quick``.
+        epochs: instead of the preset's.
+        seeds: every cell is repeated with each.
+        cells: a pattern such as ``multiple-source-*``; only cells whose name fits are worked on.
+
+    """
+    if name == "quick":
+        digits = read("digits"), read("digits", split="test")
+        setting = Setting(
+            "quick", "digits", *digits, "7", "0", 300, recipe(preset or "fast", epochs=epochs or 10),
+            test_sizes=SINGLE_SIZES,
+        )  # fmt: skip
+        ablations = (*ABLATIONS, EXRE)
+    elif name == "paper":
+        if data is None:
+            raise UndoorError("the suite paper needs CIFAR-10; give --data, a folder with its train and test split")
+        cifar = read(data), read(data, split="test")
+        setting = Setting(
+            "paper", _data_name(cifar[0], data), *cifar, "airplane", "bird", 1000,
+            recipe(preset or "paper", epochs=epochs), test_sizes=SINGLE_SIZES,
+        )  # fmt: skip
+        ablations = ABLATIONS
+    else:
+        raise UndoorError(f"there is no suite {name!r}; choose quick or paper")
+    grid = [cell for seed in seeds for cell in _grid(seed)]
+    chosen = tuple(cell for cell in grid if fnmatch.fnmatch(cell.name, cells))
+    if not chosen:
+        raise UndoorError(f"no cell is called {cells!r}; the first are {', '.join(cell.name for cell in grid[:4])}")
+    return Suite(setting, chosen, ablations=ablations)
+
+
+def _grid(seed: int) -> list[Cell]:
+    """Return the cells of the paper; those with ablations first, then by size, the large ones first."""
+    first = seed == 0
+    cells = [
+        Cell("multiple-source", 0.25, seed, ablations=first),
+        Cell("clean", seed=seed, ablations=first),
+        Cell("single-source", 0.25, seed, ablations=first),
+        Cell("multiple-source", 0.25, seed, keep_originals=False),
+    ]
+    others = [Cell("multiple-source", size, seed) for size in reversed(MULTIPLE_SIZES)]
+    others += [Cell("single-source", size, seed) for size in reversed(SINGLE_SIZES)]
+    return cells + [cell for cell in others if cell.size != 0.25]
+
+
+JPEG_COPY = "cca02df3cfeba1edddc9e03355c491a1"
+"""Fingerprint of the training set of the copy of CIFAR-10 that was encoded as JPEG at quality 75."""
+
+
+def _data_name(train: Dataset, source: str) -> str:
+    if train.fingerprint() == JPEG_COPY:
+        return "CIFAR-10 (JPEG q75)"
+    return f"{source} ({train.fingerprint()[:8]})"
