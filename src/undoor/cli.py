@@ -280,6 +280,62 @@ def clean(
     console.print(f"kept {len(kept)} of {len(scanned)} images\nwritten to {out}", soft_wrap=True, markup=False)
 
 
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="quick (embedded digits) or paper (CIFAR-10)", metavar="SUITE")],
+    out: Annotated[Path, typer.Option(help="the folder for results, tables and figures; an earlier run is resumed")],
+    data: Annotated[
+        str | None, typer.Option(help="for paper: CIFAR-10, a folder with its training and test split")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="of the trainings; by default the suite's")] = None,
+    epochs: Epochs = None,
+    seeds: Annotated[str, typer.Option(help="N,N,N: every cell is repeated with each")] = "0",
+    cells: Annotated[str, typer.Option(help="a pattern, such as 'multiple-source-*': only these cells")] = "*",
+    retraining: Annotated[
+        bool, typer.Option("--retraining/--no-retraining", help="train again without what each defence flagged")
+    ] = True,
+    time_budget: Annotated[
+        str | None, typer.Option(help="such as 90s, 25m or 3h: stop in time; the same command goes on")
+    ] = None,
+) -> None:
+    """Measure attacks and defences on a grid of experiments; write tables and figures."""
+    from undoor import terminal
+    from undoor.experiments.bench import Bench
+    from undoor.experiments.results import write_report
+    from undoor.experiments.store import Store
+    from undoor.experiments.suites import suite as make
+
+    budget = _seconds(time_budget)
+    chosen = make(suite, data=data, preset=preset, epochs=epochs, seeds=_whole_numbers(seeds), cells=cells)
+    store = Store(out)
+    with terminal.bench_board() as on_change:
+        board = Bench(chosen, store, retraining=retraining, budget=budget, on_change=on_change).run()
+    write_report(store, suite)
+    terminal.print_board(board)
+    terminal.out.print(f"tables: {out / 'README.md'}", soft_wrap=True, markup=False)
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UndoorError(f"--time-budget is {text!r}; give a time such as 90s, 25m or 3h")
+    return seconds
+
+
+def _whole_numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UndoorError(f"--seeds is {text!r}; give whole numbers with commas between them")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
 def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise UndoorError(f"{out} exists already; choose another --out")

@@ -1,14 +1,18 @@
 """What the command line shows: progress bars, tables and notices. Numbers come in, text goes out."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from undoor.experiments.bench import Board
     from undoor.experiments.measure import Success
     from undoor.findings import Findings
     from undoor.training import Step
@@ -56,6 +60,62 @@ def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     with _bar(name, (TextColumn("{task.completed}/{task.total}"),)) as progress:
         task = progress.tasks[0].id
         yield lambda done, total: progress.update(task, total=total, completed=done)
+
+
+@contextmanager
+def bench_board() -> Iterator[Callable[["Board", "Step | None"], None]]:
+    """Yield a function that shows what of a suite is done, running and left, with an estimate.
+
+    Where there is no terminal, a plain line is printed whenever something begins.
+    """
+    with Live(console=err, auto_refresh=False, transient=True) as live:
+        latest = 0.0
+
+        def show(board: "Board", step: "Step | None") -> None:
+            nonlocal latest
+            if not err.is_terminal:
+                if step is None:
+                    err.print(f"{board.running} {_left(board)}", soft_wrap=True, markup=False)
+            elif step is None or time.monotonic() - latest > 0.5:
+                latest = time.monotonic()
+                live.update(_board_table(board, step), refresh=True)
+
+        yield show
+
+
+def _board_table(board: "Board", step: "Step | None") -> Table:
+    told = "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
+    table = Table(caption=f"{board.running}{told} {_left(board)}", caption_justify="left", title_justify="left")
+    for name in ("cell", "victim", "findings", "retrained"):
+        table.add_column(name, justify="left" if name == "cell" else "right")
+    shown = list(board.cells.items())
+    height = max(err.height - 8, 4)
+    if len(shown) > height:  # what is done scrolls out
+        begun = [k for k, (_, cell) in enumerate(shown) if cell.unfinished]
+        first = min(begun[0] if begun else 0, len(shown) - height)
+        shown = shown[first : first + height]
+    for name, cell in shown:
+        table.add_row(
+            name,
+            "done" if cell.victim else "",
+            f"{cell.found}/{cell.contenders}",
+            f"{cell.retrained}/{cell.retrainings}",
+            style="" if cell.unfinished else "dim",
+        )
+    return table
+
+
+def _left(board: "Board") -> str:
+    seconds = board.seconds_left
+    return "" if seconds is None else f"(about {timedelta(seconds=round(seconds))} left)"
+
+
+def print_board(board: "Board") -> None:
+    """Print how much of a suite is done."""
+    done = sum(not cell.unfinished for cell in board.cells.values())
+    out.print(
+        f"{done} of {len(board.cells)} cells done" + ("" if board.finished else "; give the command again to go on")
+    )
 
 
 def print_stage(name: str) -> None:

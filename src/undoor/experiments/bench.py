@@ -30,6 +30,11 @@ class Progress:
         """How many networks are still to be trained, as far as is known."""
         return (not self.victim) + self.retrainings - self.retrained
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether anything is left."""
+        return self.found < self.contenders or self.trainings_left > 0
+
 
 @dataclass
 class Board:
@@ -49,8 +54,7 @@ class Board:
     @property
     def finished(self) -> bool:
         """Whether nothing is left."""
-        return all(cell.victim and cell.found == cell.contenders and not cell.trainings_left
-                   for cell in self.cells.values())  # fmt: skip
+        return not any(cell.unfinished for cell in self.cells.values())
 
 
 @dataclass

@@ -1,0 +1,222 @@
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import make_dataset
+from undoor.defenses.training_set import ClusterImpurity, perfect_filter, random_filter
+from undoor.errors import UndoorError
+from undoor.experiments import cells as cells_module
+from undoor.experiments import suites
+from undoor.experiments.bench import Bench
+from undoor.experiments.cells import Cell, Contender, Experiment, Known, Setting, retrained_key, slug
+from undoor.experiments.store import Store, unpack
+from undoor.experiments.suites import CI, CONTENDERS, EXRE, Suite, suite
+from undoor.filters import Average, Median
+from undoor.findings import Findings
+from undoor.recipes import PRESETS
+
+CELLS = (Cell("multiple-source", 0.4, ablations=True), Cell("clean"))
+TRIED = (
+    Contender(CI, lambda known: ClusterImpurity(seed=known.seed, workers=1), retrain=True),
+    Contender("median", lambda known: ClusterImpurity(seed=known.seed, workers=1), image_filter=Median(3)),
+    Contender("random filter", lambda known: partial(random_filter, count=7, seed=known.seed), retrain=True),
+    Contender("perfect filter", lambda known: partial(perfect_filter, poisoned=known.poisoned), True, True),
+)
+
+
+def make_suite(cells=CELLS, contenders=TRIED, **changes):
+    setting = Setting(
+        "small", "bars", make_dataset(), make_dataset(seed=1), "class0", "class2", 10,
+        replace(PRESETS["fast"], epochs=3, batch_size=16), test_sizes=(0.2, 0.4),
+    )  # fmt: skip
+    return Suite(replace(setting, **changes), cells, contenders, ())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store"))
+    return store, Bench(make_suite(), store).run()
+
+
+def results(store):
+    """Return everything in the store but the times."""
+    return {
+        stage: {key: {k: v for k, v in one.items() if k != "seconds"} for key, one in store.all(stage).items()}
+        for stage in ("victims", "findings", "retrained")
+    }
+
+
+def test_every_cell_and_contender_is_done(finished):
+    store, board = finished
+    assert board.finished
+    assert {name: (p.victim, p.found, p.retrained) for name, p in board.cells.items()} == {
+        "multiple-source-0.40-s0": (True, 4, 3),
+        "clean-s0": (True, 4, 3),
+    }
+    assert len(store.all("victims")) == 2
+    assert len(store.all("findings")) == 8
+    perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect filter" and f["attack"])
+    assert (perfect["truth"]["tp"], perfect["truth"]["fp"], perfect["oracle"]) == (10, 0, True)
+    assert unpack(perfect["mask"], 70).tolist() == [False] * 60 + [True] * 10
+    assert store.read("retrained", retrained_key(perfect))["kept"] == 60
+
+
+def test_what_is_measured_of_a_victim(finished):
+    victims = {one["name"]: one for one in finished[0].all("victims").values()}
+    attacked, clean = victims["multiple-source-0.40-s0"], victims["clean-s0"]
+    assert set(attacked["attack_success_by_size"]) == {"0.20", "0.40"}
+    assert attacked["attack_success_by_size"]["0.40"] == attacked["attack_success_rate"]
+    assert len(attacked["pictures"]) == 2
+    assert clean["attack_success_rate"] is None
+    assert clean["attack"] is None
+
+
+def test_nothing_is_computed_twice(finished, monkeypatch):
+    store, _ = finished
+    before = results(store)
+    monkeypatch.setattr(cells_module, "fit_victim", None)
+    monkeypatch.setattr(cells_module, "collect", None)
+    assert Bench(make_suite(), store).run().finished
+    assert results(store) == before
+
+
+def test_changing_a_defence_keeps_the_victim(finished, monkeypatch):
+    store, _ = finished
+    monkeypatch.setattr(cells_module, "fit_victim", None)
+    changed = Contender(CI, lambda known: ClusterImpurity(threshold=0.01, seed=known.seed, workers=1))
+    before = results(store)
+    assert Bench(make_suite(contenders=(changed,)), store).run().finished
+    after = results(store)
+    assert after["victims"] == before["victims"]
+    assert {f["threshold"] for f in after["findings"].values() if f["contender"] == CI} == {0.01}
+    assert len(after["findings"]) == len(before["findings"])
+    assert Bench(make_suite(), store).run().finished  # and back
+
+
+def test_where_nothing_is_flagged_the_victim_is_the_retrained_network(finished):
+    store, _ = finished
+    nothing = {"flagged": 0}
+    experiment = Experiment(CELLS[1], make_suite().setting, store)
+    assert experiment.retraining(nothing) == experiment.victim()
+    assert experiment.is_retrained(nothing)
+
+
+def test_a_run_out_of_time_goes_on_to_the_same_results(finished, tmp_path):
+    store = Store(tmp_path)
+    board = Bench(make_suite(), store, budget=0.0).run()
+    assert not board.finished
+    assert results(store) == {"victims": {}, "findings": {}, "retrained": {}}
+
+    class Killed(Exception):
+        pass
+
+    calls = np.random.default_rng(0).integers(3, 40, 12).tolist()
+    for stop in calls:
+        left = [stop]
+
+        def count(_, __, left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        try:
+            Bench(make_suite(), store, on_change=count).run()
+        except Killed:
+            assert not [file for file in tmp_path.rglob("*.part")]
+    assert Bench(make_suite(), store).run().finished
+    assert results(store) == results(finished[0])
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_without_retraining(tmp_path):
+    board = Bench(make_suite(cells=CELLS[1:]), Store(tmp_path), retraining=False).run()
+    assert board.finished
+    assert Store(tmp_path).all("retrained") == {}
+
+
+def test_the_estimate_is_of_the_trainings_left(tmp_path):
+    seen = []
+    Bench(make_suite(), Store(tmp_path), on_change=lambda board, _: seen.append(board.seconds_left)).run()
+    assert seen[0] is None
+    assert all(s >= 0 for s in seen if s is not None)
+    assert any(s for s in seen if s is not None)
+
+
+def test_one_pass_serves_all_filters(tmp_path, monkeypatch):
+    passes = []
+    real = cells_module.collect
+
+    def collect(classifier, data, filters):
+        passes.append(sorted(map(str, filters)))
+        return real(classifier, data, filters)
+
+    monkeypatch.setattr(cells_module, "collect", collect)
+    Bench(make_suite(cells=CELLS[:1]), Store(tmp_path), retraining=False).run()
+    assert passes == [sorted([str(Average()), str(Median(3))])]
+
+
+def test_originals_may_be_replaced():
+    kept, replaced = (
+        Experiment(replace(CELLS[0], keep_originals=k), make_suite().setting, None) for k in (True, False)
+    )
+    assert len(kept.training_set) == 70
+    assert len(replaced.training_set) == 60
+    assert kept.victim_key != replaced.victim_key
+    assert replaced.cell.name == "multiple-source-0.40-replaced-s0"
+
+
+def known(poisoned, target="class2"):
+    labels = np.repeat(np.arange(3), 20)
+    return Known(0, poisoned, labels, target, lambda kept: labels, {CI: 5})
+
+
+@pytest.mark.parametrize(
+    "contender", [c for c in (*CONTENDERS, *suites.ABLATIONS, EXRE) if not c.oracle], ids=lambda c: c.name
+)
+def test_only_oracle_settings_depend_on_the_truth(contender):
+    first = known(np.arange(60) >= 50)
+    second = known(np.arange(60) < 30, target="class0")
+    one, other = (cells_module._plain_settings(contender.build(k)) for k in (first, second))
+    assert one == other
+
+
+def test_oracle_settings_are_marked():
+    marked = {c.name for c in CONTENDERS if c.oracle}
+    first, second = known(np.arange(60) >= 50), known(np.arange(60) < 30, target="class0")
+    differ = {
+        c.name
+        for c in CONTENDERS
+        if cells_module._plain_settings(c.build(first)) != cells_module._plain_settings(c.build(second))
+    }
+    assert marked == differ
+
+
+def test_names_are_distinct_and_fit_a_file():
+    names = [slug(c.name) for c in (*CONTENDERS, *suites.ABLATIONS, EXRE)]
+    assert len(set(names)) == len(names)
+    assert all(name.isascii() and " " not in name for name in names)
+
+
+def test_the_grid_is_the_papers():
+    quick = suite("quick", seeds=(0, 1))
+    assert len(quick.cells) == 2 * 16
+    assert {c.size for c in quick.cells if c.scenario == "multiple-source"} == set(suites.MULTIPLE_SIZES)
+    assert {c.size for c in quick.cells if c.scenario == "single-source"} == set(suites.SINGLE_SIZES)
+    assert [c.name for c in suite("quick", cells="clean*").cells] == ["clean-s0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("fast", {}, "no suite 'fast'; choose quick or paper"),
+        ("paper", {}, "needs CIFAR-10; give --data"),
+        ("quick", {"cells": "x*"}, "no cell is called 'x\\*'; the first are"),
+        ("quick", {"preset": "slow"}, "no preset 'slow'"),
+    ],
+)
+def test_what_a_suite_cannot_be(name, options, told):
+    with pytest.raises(UndoorError, match=told):
+        suite(name, **options)
