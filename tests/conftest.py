@@ -89,6 +89,21 @@ def one_hot(decisions: np.ndarray, classes: int) -> np.ndarray:
     return (10 * np.eye(classes)[decisions]).astype(np.float32)
 
 
+def permuted(evidence: Evidence, order: np.ndarray) -> Evidence:
+    """Return the evidence with its samples in another order."""
+
+    def outputs(o):
+        return Outputs(o.features[order], o.logits[order])
+
+    return Evidence(
+        outputs(evidence.plain),
+        {name: outputs(o) for name, o in evidence.filtered.items()},
+        evidence.labels[order],
+        evidence.ids[order],
+        evidence.class_names,
+    )
+
+
 @pytest.fixture
 def planted() -> Planted:
     return plant()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from undoor.attacks import Attack, OnePixel, poison, triggered
     from undoor.classifier import Classifier
     from undoor.dataset import Dataset, Truth
-    from undoor.defenses.training_set import ClusterImpurity
+    from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
     from undoor.errors import UndoorError, UndoorNotice
     from undoor.evidence import Evidence, Outputs, collect
     from undoor.findings import Findings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from undoor.weights import load_model
 
 _HOMES = {
+    "ActivationClustering": "defenses.training_set",
     "Attack": "attacks",
     "Classifier": "classifier",
     "ClusterImpurity": "defenses.training_set",
@@ -31,6 +32,7 @@ _HOMES = {
     "Findings": "findings",
     "OnePixel": "attacks",
     "Outputs": "evidence",
+    "SpectralSignatures": "defenses.training_set",
     "Truth": "dataset",
     "UndoorError": "errors",
     "UndoorNotice": "errors",
@@ -45,6 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ActivationClustering",
     "Attack",
     "Classifier",
     "ClusterImpurity",
@@ -53,6 +56,7 @@ __all__ = [
     "Findings",
     "OnePixel",
     "Outputs",
+    "SpectralSignatures",
     "Truth",
     "UndoorError",
     "UndoorNotice",

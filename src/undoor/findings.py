@@ -24,6 +24,12 @@ CLUSTER_COLUMNS = (
 )  # fmt: skip
 
 
+def no_clusters() -> pd.DataFrame:
+    """Return the table of clusters of a method that has none."""
+    types = {"class": int, "cluster": int, "size": int, "examined": int, "changed": float, "impurity": float}
+    return pd.DataFrame(columns=list(CLUSTER_COLUMNS)).astype({**types, "flagged": bool})
+
+
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a result."""
     packages = ("undoor", "torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "pillow")
@@ -39,9 +45,10 @@ class Findings:
         samples: one row a sample in the order of the data set; columns ``SAMPLE_COLUMNS``: id, label (int),
             predicted (int), cluster (int, within the class), score (float, high = suspicious), flagged.
         clusters: one row a cluster; columns ``CLUSTER_COLUMNS``: class (int), class_name, cluster, size,
-            examined (images whose decision is their label), changed (share of those whose decision the
-            filter changes), impurity, destinations (for each class, how many changed decisions went there),
-            flagged. Empty for methods without clusters.
+            examined (images whose decision was looked at again: those whose decision is their label), changed
+            (share of those whose decision the filter, or a retrained network, changes), impurity (the value
+            that is compared with the threshold, whatever the method takes), destinations (for each class, how
+            many changed decisions went there), flagged. No rows for methods without clusters.
         class_names: the K names.
         threshold: a cluster (or sample) is flagged when its impurity (or score) exceeds it.
         settings: of the method, as plain values.

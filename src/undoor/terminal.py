@@ -124,13 +124,21 @@ def print_stage(name: str) -> None:
 
 
 def print_findings(findings: "Findings") -> None:
-    """Print the verdict and the clusters of highest impurity."""
+    """Print the verdict and, where the method has clusters, those of highest impurity."""
     flagged = int(findings.flagged.sum())
     where = f" in class {_plain(', '.join(findings.classes_flagged))}" if flagged else ""
     colour = "red" if flagged else "green"
     told = f"[bold {colour}]{findings.verdict}[/]: {flagged} of {len(findings.samples)} images flagged{where}"
     out.print(told, soft_wrap=True)
 
+    if len(findings.clusters):
+        _print_clusters(findings)
+    if findings.truth is not None:
+        rates = {name: value for name, value in findings.truth.items() if isinstance(value, float)}
+        out.print("against the truth: " + ", ".join(f"{name} {value:.4f}" for name, value in rates.items()))
+
+
+def _print_clusters(findings: "Findings") -> None:
     table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}", title_justify="left")
     for name in ("class", "cluster", "images", "changed", "impurity"):
         table.add_column(name, justify="left" if name == "class" else "right")
@@ -145,9 +153,6 @@ def print_findings(findings: "Findings") -> None:
             "yes" if row["flagged"] else "",
         )
     out.print(table)
-    if findings.truth is not None:
-        rates = {name: value for name, value in findings.truth.items() if isinstance(value, float)}
-        out.print("against the truth: " + ", ".join(f"{name} {value:.4f}" for name, value in rates.items()))
 
 
 def print_success(success: "Success") -> None:

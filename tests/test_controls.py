@@ -1,0 +1,69 @@
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import undoor
+from conftest import make_dataset, permuted
+from undoor import terminal
+from undoor.defenses.training_set import SpectralSignatures, perfect_filter, random_filter
+from undoor.errors import UndoorError
+from undoor.filters import Average
+from undoor.findings import CLUSTER_COLUMNS, SAMPLE_COLUMNS
+from undoor.report import render_report
+
+
+def test_random_filter_flags_its_count_and_knows_nothing(planted):
+    n = len(planted.evidence.labels)
+    rates = []
+    for seed in range(20):
+        findings = random_filter(planted.evidence, 60, seed)
+        assert findings.flagged.sum() == 60
+        assert findings.flagged.tolist() == (findings.samples["score"] > findings.threshold).tolist()
+        rates.append(findings.against(planted.poisoned).truth["auroc"])
+    assert np.mean(rates) == pytest.approx(0.5, abs=0.05)
+    assert np.array_equal(
+        random_filter(planted.evidence, 60, 3).flagged, random_filter(planted.evidence, 60, 3).flagged
+    )
+    assert not random_filter(planted.evidence, 0).flagged.any()
+    assert random_filter(planted.evidence, n).flagged.all()
+    order = np.random.default_rng(0).permutation(n)
+    again = random_filter(permuted(planted.evidence, order), 60)
+    assert np.array_equal(random_filter(planted.evidence, 60).flagged[order], again.flagged)
+    with pytest.raises(UndoorError, match="count from 0 to"):
+        random_filter(planted.evidence, n + 1)
+
+
+def test_perfect_filter_flags_the_truth(planted):
+    findings = perfect_filter(planted.evidence, planted.poisoned)
+    counts = findings.against(planted.poisoned).truth
+    assert (counts["tpr"], counts["fpr_all_classes"], counts["auroc"]) == (1, 0, 1)
+    assert findings.flagged.tolist() == (findings.samples["score"] > findings.threshold).tolist()
+    with pytest.raises(UndoorError, match=r"truth has shape \(3,\)"):
+        perfect_filter(planted.evidence, planted.poisoned[:3])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SpectralSignatures(), lambda e: random_filter(e, 5), lambda e: perfect_filter(e, e.labels == 1)],
+    ids=["spectral signatures", "random", "perfect"],
+)
+def test_findings_without_clusters_are_shown_and_written(tmp_path, planted, monkeypatch, method):
+    findings = method(planted.evidence).against(planted.poisoned)
+    assert tuple(findings.samples.columns) == SAMPLE_COLUMNS
+    assert tuple(findings.clusters.columns) == CLUSTER_COLUMNS
+    assert findings.clusters.empty
+    shown = io.StringIO()
+    monkeypatch.setattr(terminal, "out", Console(file=shown))
+    terminal.print_findings(findings)
+    assert f"poisoned: {findings.flagged.sum()} of" in shown.getvalue()
+    assert "clusters" not in shown.getvalue()
+    n = len(planted.poisoned)
+    images = np.resize(make_dataset(channels=3).images, (n, 3, 12, 12))
+    dataset = undoor.Dataset(images, planted.evidence.labels, planted.evidence.class_names, planted.evidence.ids)
+    report = render_report(findings, dataset, Average())
+    assert f"An image is flagged when its score exceeds {findings.threshold:.3f}" in report
+    assert "All clusters" not in report
+    findings.write(tmp_path / "findings", report)
+    assert (tmp_path / "findings" / "summary.json").is_file()
