@@ -79,13 +79,7 @@ class Bench:
     def run(self) -> Board:
         """Work on every cell until all is done or the time is spent; return what is done and what is left."""
         self._deadline = None if self.budget is None else time.monotonic() + self.budget
-        retrained = [c for c in self.suite.contenders if c.retrain] if self.retraining else []
-        self._board = board = Board(
-            {
-                cell.name: Progress(contenders=len(self.suite.of(cell)), retrainings=len(retrained))
-                for cell in self.suite.cells
-            }
-        )
+        self._board = board = Board({cell.name: self._progress(cell) for cell in self.suite.cells})
         # An experiment holds its training set; it is made anew for the second round, so that one is held at a time.
         try:
             for cell in self.suite.cells:
@@ -96,6 +90,11 @@ class Bench:
             pass
         board.running = ""
         return board
+
+    def _progress(self, cell: Cell) -> Progress:
+        contenders = self.suite.of(cell)
+        again = sum(contender.retrain for contender in contenders) if self.retraining else 0
+        return Progress(contenders=len(contenders), retrainings=again)
 
     def _experiment(self, cell: Cell) -> Experiment:
         filters = tuple(dict.fromkeys(contender.image_filter for contender in self.suite.of(cell)))

@@ -27,6 +27,7 @@ from undoor.experiments.measure import measure
 from undoor.experiments.store import Result, Store, code_digest, digest, hardware, pack, unpack
 from undoor.filters import Average, Filter
 from undoor.findings import Findings, versions
+from undoor.metrics import attack_success_rate
 from undoor.networks import default_network
 from undoor.readers.images import encode_png
 from undoor.recipes import Recipe
@@ -250,17 +251,16 @@ class Experiment:
             "platform": platform.system(),
         }
 
-    def _success_by_size(self, network: nn.Module) -> dict[str, float | None]:
+    def _success_by_size(self, network: nn.Module) -> dict[str, float]:
         if self.attack is None or not self.cell.ablations:
             return {}
-        attack = self.attack
-        others = {size: replace(attack, trigger=replace(attack.trigger, size=size)) for size in self.setting.test_sizes}
-        empty = self.setting.test.take([])
         classifier = Classifier(network)
+        target = self.setting.test.class_names.index(self.attack.target)
         rates = {}
-        for size, other in others.items():
+        for size in self.setting.test_sizes:
+            other = replace(self.attack, trigger=replace(self.attack.trigger, size=size))
             decisions = classifier.decide(triggered(self.setting.test, other).images)
-            rates[f"{size:.2f}"] = float((decisions == empty.class_names.index(attack.target)).mean())
+            rates[f"{size:.2f}"] = attack_success_rate(decisions, target)
         return rates
 
     def _pictures(self) -> list[str]:
