@@ -73,6 +73,18 @@ def test_what_is_measured_of_a_victim(finished):
     assert clean["attack"] is None
 
 
+def test_the_perfect_filter_needs_no_training_beside_the_clean_victim(finished, monkeypatch):
+    store, _ = finished
+    monkeypatch.setattr("undoor.victims.train", None)
+    perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect filter" and f["attack"])
+    store.path("retrained", retrained_key(perfect)).unlink()
+    assert Bench(make_suite(), store).run().finished
+    clean = next(one for one in store.all("victims").values() if one["name"] == "clean-s0")
+    again = store.read("retrained", retrained_key(perfect))
+    assert again["clean_accuracy"] == clean["clean_accuracy"]
+    assert again["attack_success_rate"] is not None
+
+
 def test_nothing_is_computed_twice(finished, monkeypatch):
     store, _ = finished
     before = results(store)

@@ -333,3 +333,44 @@ def test_killed_training_resumes(data, tmp_path):
     assert f"epoch {done}/400" not in ran.stderr
     assert out.exists()
     assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["fast"], "choose quick or paper"),
+        (["paper"], "give --data"),
+        (["paper", "--data", "nowhere"], "nowhere does not exist"),
+        (["quick", "--time-budget", "soon"], "give a time such as 90s, 25m or 3h"),
+        (["quick", "--time-budget", "-3m"], "give a time such as"),
+        (["quick", "--seeds", "0,x"], "give whole numbers"),
+        (["quick", "--cells", "none"], "no cell is called"),
+        (["quick", "--preset", "slow"], "no preset"),
+    ],
+)
+def test_what_bench_refuses(run, tmp_path, options, told):
+    code, _, errors = run("bench", *options, "--out", tmp_path / "bench")
+    assert code == 2
+    assert len(errors.strip().splitlines()) == 1
+    assert told in errors
+    assert not (tmp_path / "bench").exists()
+
+
+def test_bench_in_small(run, tmp_path):
+    """The suite ``quick``, reduced: found where it is planted, nothing where it is not; stopped and gone on with."""
+    out = tmp_path / "bench"
+    options = ["bench", "quick", "--out", out, "--no-retraining", "--cells", "*-0.40-s0"]
+    code, told, _ = run(*options, "--time-budget", "0.001s")
+    assert (code, "0 of 2 cells done; give the command again" in told) == (0, True)
+    code, told, progress = run(*options)
+    assert (code, "2 of 2 cells done" in told) == (0, True)
+    assert "single-source-0.40-s0: victim" in progress
+    rows = pd.read_parquet(out / "cells.parquet").set_index(["scenario", "defense"])
+    for scenario in ("single-source", "multiple-source"):
+        found = rows.loc[scenario, "CI"]
+        assert found["attack_success_rate"] >= 0.9
+        assert found["tpr"] >= 0.95
+        assert found["fpr_all_classes"] <= 0.005
+        assert rows.loc[scenario, "perfect filter"]["tpr"] == 1
+        assert rows.loc[scenario, "random filter"]["tpr"] < 0.3
+    assert (out / "README.md").exists()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -324,8 +323,7 @@ class Experiment:
 
     def _decisions_without(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the decisions on all training images of a network that was trained on those kept."""
-        part = self.training_set.take(kept)
-        network, _ = self._retrained(part, self.store.path("cache", self._network_key(part), ".safetensors"))
+        network, _ = self._retrained(self.training_set.take(kept))
         return Classifier(network).decide(self.training_set.images)
 
     def retraining(self, found: Result) -> Result:
@@ -340,8 +338,7 @@ class Experiment:
         done = self.store.read("retrained", key)
         if done is None:
             kept = self.training_set.take(~unpack(found["mask"], len(self.training_set)))
-            path = self.store.path("cache", self._network_key(kept), ".safetensors")
-            network, seconds = self._retrained(kept, path)
+            network, seconds = self._retrained(kept)
             done = self.store.write(
                 "retrained",
                 key,
@@ -352,15 +349,20 @@ class Experiment:
                     "seconds": round(seconds, 1),
                 },
             )
-            path.unlink(missing_ok=True)
+            self.store.path("cache", self._network_key(kept), ".safetensors").unlink(missing_ok=True)
         return done
 
     def is_retrained(self, found: Result) -> bool:
         """Whether nothing is left to train for these findings."""
         return found["flagged"] == 0 or self.store.path("retrained", retrained_key(found)).exists()
 
-    def _retrained(self, kept: Dataset, path: Path) -> tuple[nn.Module, float]:
+    def _retrained(self, kept: Dataset) -> tuple[nn.Module, float]:
+        """Return the network that is trained on what was kept, and the seconds it took."""
         begun = time.perf_counter()
+        key = self._network_key(kept)
+        # Without exactly the poisoned images, a set is what it was before: the clean victim was trained on it.
+        stage = "victims" if self.store.path("victims", key, ".safetensors").exists() else "cache"
+        path = self.store.path(stage, key, ".safetensors")
         network = fit_victim(kept, self.recipe, path, self.setting.network, on_step=self.on_step)
         return network, time.perf_counter() - begun
 
