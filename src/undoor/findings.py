@@ -39,9 +39,9 @@ class Findings:
         samples: one row a sample in the order of the data set; columns ``SAMPLE_COLUMNS``: id, label (int),
             predicted (int), cluster (int, within the class), score (float, high = suspicious), flagged.
         clusters: one row a cluster; columns ``CLUSTER_COLUMNS``: class (int), class_name, cluster, size,
-            examined (images whose decision is their label), changed (share of those whose decision the
-            filter changes), impurity, destinations (for each class, how many changed decisions went there),
-            flagged. Empty for methods without clusters.
+            examined (images whose decision is their label), changed (share of those with a change of the
+            decision that counts), impurity, destinations (for each class, how many of these changes went
+            there), flagged. Empty for methods without clusters.
         class_names: the K names.
         threshold: a cluster (or sample) is flagged when its impurity (or score) exceeds it.
         settings: of the method, as plain values.
