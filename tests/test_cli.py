@@ -237,6 +237,7 @@ BAD_INPUTS = {
     "unknown filter": ((*SCAN, *MODEL, "--filter", "blur"), "no filter is called 'blur'"),
     "unknown preset": ((*SCAN, "--preset", "slow"), "no preset 'slow'"),
     "threshold": ((*SCAN, *MODEL, "--threshold", "-1"), "above 0"),
+    "decision": ((*SCAN, *MODEL, "--decision", "sure"), "no decision 'sure'; choose confident or plain"),
     "mean without numbers": ((*SCAN, *MODEL, "--mean", "a,b"), "--mean is 'a,b'"),
     "held findings": (("scan", "{data}/images", "--out", "{root}/findings"), "already holds findings.*--overwrite"),
     "held data": (("poison", "{data}/images", "--target", "class0", "--out", "{root}/empty"), "exists already"),

@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import entropy
+from scipy.stats import binomtest, entropy
 
 from conftest import one_hot, plant
 from undoor.dataset import row_ids
 from undoor.defenses.training_set import ClusterImpurity
-from undoor.defenses.training_set.cluster_impurity import calibrated_threshold, impurity
+from undoor.defenses.training_set.cluster_impurity import THRESHOLDS, certain_share, confident_changes, impurity
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
 from undoor.readers.cifar import CIFAR10
@@ -52,7 +54,7 @@ def by_size(findings, size):
 
 
 def test_counts_of_the_conditioned_and_the_unconditioned_form():
-    conditioned = ClusterImpurity(workers=1)(two_clusters())
+    conditioned = ClusterImpurity.poster(workers=1)(two_clusters())
     far, near = by_size(conditioned, 20), by_size(conditioned, 40)
     assert (far["examined"], near["examined"]) == (19, 38)
     assert far["changed"] == pytest.approx(15 / 19)
@@ -62,7 +64,7 @@ def test_counts_of_the_conditioned_and_the_unconditioned_form():
     assert far["flagged"]
     assert not near["flagged"]
 
-    every = ClusterImpurity(workers=1, conditioned=False)(two_clusters())
+    every = ClusterImpurity.authors_code(workers=1)(two_clusters())
     far, near = by_size(every, 20), by_size(every, 40)
     assert (far["examined"], near["examined"]) == (20, 40)
     assert far["impurity"] == pytest.approx(-np.log(4 / 20))
@@ -73,8 +75,8 @@ def test_single_clusters_are_examined_unless_skipped():
     evidence = two_clusters()
     filtered = Outputs(evidence.plain.features, one_hot(np.zeros(100, dtype=int), 2))
     evidence = Evidence(evidence.plain, {"h": filtered}, evidence.labels, evidence.ids, evidence.class_names)
-    assert ClusterImpurity(workers=1)(evidence).classes_flagged == ("one",)
-    assert ClusterImpurity(workers=1, skip_single=True)(evidence).classes_flagged == ()
+    assert ClusterImpurity.poster(workers=1)(evidence).classes_flagged == ("one",)
+    assert ClusterImpurity.poster(workers=1, skip_single=True)(evidence).classes_flagged == ()
 
 
 def test_a_cluster_without_a_decision_to_examine_is_left_alone():
@@ -86,16 +88,42 @@ def test_a_cluster_without_a_decision_to_examine_is_left_alone():
     assert findings.verdict == "clean"
 
 
-def test_threshold_is_calibrated_on_the_clusters():
-    clean = np.exp(np.random.default_rng(0).normal(np.log(0.15), 0.5, 20))
-    threshold = calibrated_threshold(np.append(clean, 3.5))
-    assert clean.max() < threshold < 3.5
-    assert calibrated_threshold(np.append(clean / 10, 3.5)) == 0.5  # never below the authors'
-    assert calibrated_threshold(np.zeros(4)) == 0.5
-    assert calibrated_threshold(np.array([0.01, 0.1, 0.4, 0.6, 0.9, 3.0])) == 1  # too few and too scattered
-    assert ClusterImpurity(threshold=0.7, workers=1)(two_clusters()).threshold == 0.7
+@pytest.mark.parametrize(("changed", "examined"), [(0, 7), (1, 1), (2, 5), (5, 5), (30, 100), (999, 1000)])
+def test_certain_share_is_the_exact_interval(changed, examined):
+    interval = binomtest(changed, examined).proportion_ci(0.99, "exact")
+    assert certain_share(changed, examined) == pytest.approx(interval.low, abs=1e-9)
+
+
+def test_a_change_counts_from_the_median_of_those_who_keep_the_class():
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    after = np.zeros((10, 3))
+    after[range(10), [0, 0, 0, 0, 1, 0, 0, 2, 1, 1]] = [1, 2, 6, 9, 8, 3, 2, 50, 5, 8]
+    before = labels.copy()
+    before[3] = 1  # was not decided as labelled before: no witness of class 0, whose median then is 2, not 4
+    after[5, 2] = 1.5  # its margin is 1.5, below that median
+    confident = confident_changes(before, after, labels)
+    assert np.flatnonzero(confident).tolist() == [4, 6]  # 7 goes to a class of which nothing is kept
+
+
+def test_small_clusters_are_not_flagged_by_chance():
+    def flagged(changed, size):
+        return bool(-np.log1p(-certain_share(changed, size)) > THRESHOLDS["confident"])
+
+    assert not any(flagged(*counts) for counts in [(1, 1), (2, 2), (1, 5), (2, 5), (3, 10), (5, 25)])
+    assert all(flagged(*counts) for counts in [(5, 5), (5, 10), (10, 25), (75, 300)])
+    assert flagged(150, 1000)
+    assert not flagged(100, 1000)
+
+
+def test_thresholds_belong_to_the_decisions():
+    evidence = two_clusters()
+    assert ClusterImpurity(workers=1)(evidence).threshold == 0.1
+    assert ClusterImpurity.poster(workers=1)(evidence).threshold == 0.5
+    assert ClusterImpurity(threshold=0.7, workers=1)(evidence).threshold == 0.7
     with pytest.raises(UndoorError, match="above 0"):
         ClusterImpurity(threshold=0.0)
+    with pytest.raises(UndoorError, match="no decision 'sure'; choose confident or plain"):
+        ClusterImpurity(decision="sure")
 
 
 def test_filter_is_chosen_by_name(planted):
@@ -134,15 +162,37 @@ def real_evidence(file):
         return evidence, arrays["poisoned"]
 
 
+def with_temperature(evidence, factor):
+    filtered = {name: replace(o, logits=factor * o.logits) for name, o in evidence.filtered.items()}
+    return replace(evidence, plain=replace(evidence.plain, logits=factor * evidence.plain.logits), filtered=filtered)
+
+
+@pytest.mark.parametrize("factor", [0.3, 3, 10])
+def test_scale_of_the_logits_does_not_matter(factor):
+    evidence = plant(2).evidence
+    noise = np.random.default_rng(0).normal(size=evidence.plain.logits.shape)
+    filtered = {"h": replace(evidence.filtered["planted"], logits=evidence.filtered["planted"].logits + noise)}
+    evidence = replace(evidence, filtered=filtered)
+    one, other = (ClusterImpurity(workers=1)(e) for e in (evidence, with_temperature(evidence, factor)))
+    assert one.verdict == "poisoned"
+    pd.testing.assert_frame_equal(one.samples, other.samples)
+    pd.testing.assert_frame_equal(one.clusters, other.clusters)
+
+
 def test_real_victim(real_data):
     evidence, poisoned = real_evidence(real_data / "evidence" / "cifar10-multiple-source-0.25.npz")
     findings = ClusterImpurity()(evidence).against(poisoned)
     assert findings.classes_flagged == ("bird",)
     assert findings.truth["tpr"] > 0.97
     assert findings.truth["fpr_all_classes"] < 0.001
+    clusters = findings.clusters
+    assert clusters.loc[clusters["flagged"], "impurity"].min() > 4 * findings.threshold
+    assert clusters.loc[~clusters["flagged"], "impurity"].max() < findings.threshold / 3
 
 
 def test_real_clean_victim(real_data):
     evidence, _ = real_evidence(real_data / "evidence" / "cifar10-clean.npz")
-    assert ClusterImpurity()(evidence).verdict == "clean"
-    assert ClusterImpurity(threshold=0.5)(evidence).verdict == "poisoned"  # the fixed one gives a false alarm
+    findings = ClusterImpurity()(evidence)
+    assert findings.verdict == "clean"
+    assert findings.clusters["impurity"].max() < findings.threshold / 3
+    assert ClusterImpurity.poster()(evidence).verdict == "poisoned"  # the plain decision gives a false alarm

@@ -16,9 +16,8 @@ from undoor.findings import CLUSTER_COLUMNS, SAMPLE_COLUMNS
 # These leave a clean set alone and flag nothing but the poisoned class.
 STRICT = {
     "cluster impurity": ClusterImpurity(workers=1),
-    "cluster impurity, the authors' variant": ClusterImpurity(
-        threshold=0.5, conditioned=False, skip_single=True, workers=1
-    ),
+    "cluster impurity, the poster's": ClusterImpurity.poster(workers=1),
+    "cluster impurity, the authors' code's": ClusterImpurity.authors_code(workers=1),
 }
 
 

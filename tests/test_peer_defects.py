@@ -67,7 +67,7 @@ def test_a_cluster_that_loses_every_decision_has_a_finite_impurity():
     evidence = plant().evidence
     nobody = Outputs(evidence.plain.features, -evidence.plain.logits)
     after = Evidence(evidence.plain, {"h": nobody}, evidence.labels, evidence.ids, evidence.class_names)
-    findings = ClusterImpurity(threshold=0.5, workers=1)(after)
+    findings = ClusterImpurity.poster(workers=1)(after)
     assert np.isfinite(findings.clusters["impurity"]).all()
     assert findings.clusters["flagged"].all()
     assert findings.flagged.all()

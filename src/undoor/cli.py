@@ -196,8 +196,12 @@ def scan(
     image_filter: Annotated[
         str, typer.Option("--filter", help="average[:SIZE[:zero]], median, gaussian, noise or quantise")
     ] = "average:2",
+    decision: Annotated[
+        str,
+        typer.Option(help="changes that count: confident ones (threshold 0.1), or all, plain, as in the paper (0.5)"),
+    ] = "confident",
     threshold: Annotated[
-        float | None, typer.Option(help="impurity above which a cluster is flagged; by default calibrated")
+        float | None, typer.Option(help="impurity above which a cluster is flagged; by default the decision's")
     ] = None,
     unconditioned: Annotated[
         bool,
@@ -230,7 +234,10 @@ def scan(
     from undoor.weights import load_model, require_same_classes
 
     h = parse_filter(image_filter)
-    defense = ClusterImpurity(threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed)
+    defense = ClusterImpurity(
+        decision=decision,  # type: ignore[arg-type] # which it checks
+        threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed,
+    )  # fmt: skip
     options: dict[str, Any] = {
         "layer": layer,
         "mean": _numbers(mean, "--mean"),

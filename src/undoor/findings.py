@@ -46,9 +46,9 @@ class Findings:
             predicted (int), cluster (int, within the class), score (float, high = suspicious), flagged.
         clusters: one row a cluster; columns ``CLUSTER_COLUMNS``: class (int), class_name, cluster, size,
             examined (images whose decision was looked at again: those whose decision is their label), changed
-            (share of those whose decision the filter, or a retrained network, changes), impurity (the value
-            that is compared with the threshold, whatever the method takes), destinations (for each class, how
-            many changed decisions went there), flagged. No rows for methods without clusters.
+            (share of those whose decision the filter, or a retrained network, changes in a way that counts),
+            impurity (the value that is compared with the threshold, whatever the method takes), destinations (for
+            each class, how many of these changes went there), flagged. No rows for methods without clusters.
         class_names: the K names.
         threshold: a cluster (or sample) is flagged when its impurity (or score) exceeds it.
         settings: of the method, as plain values.

@@ -7,7 +7,7 @@ from functools import partial
 
 from undoor.dataset import Dataset
 from undoor.defenses.training_set.activation_clustering import AUTHORS_2020, ActivationClustering
-from undoor.defenses.training_set.cluster_impurity import AUTHORS_THRESHOLD, ClusterImpurity
+from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import perfect_filter, random_filter
 from undoor.defenses.training_set.spectral_signatures import (
     PERCENTILE_85_SHARE,
@@ -36,7 +36,8 @@ FILTERS: dict[str, Filter] = {
 
 CONTENDERS: tuple[Contender, ...] = (
     Contender(CI, lambda known: ClusterImpurity(seed=known.seed), retrain=True),
-    Contender("CI, poster", lambda known: ClusterImpurity(threshold=AUTHORS_THRESHOLD, seed=known.seed)),
+    Contender("CI, poster", lambda known: ClusterImpurity.poster(seed=known.seed)),
+    Contender("CI, authors' code", lambda known: ClusterImpurity.authors_code(seed=known.seed)),
     Contender("SS", lambda _: SpectralSignatures(), retrain=True),
     Contender("SS, 85th percentile", lambda _: SpectralSignatures(PERCENTILE_85_SHARE)),
     Contender("AC", lambda known: ActivationClustering("relative-size", seed=known.seed), retrain=True),

@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from math import log1p
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from undoor.engine import map_items
 from undoor.errors import UndoorError
@@ -20,9 +22,14 @@ from undoor.evidence import Evidence, Outputs
 from undoor.findings import CLUSTER_COLUMNS, Findings
 from undoor.mixture import Clustering, MixtureSettings, cluster
 
-AUTHORS_THRESHOLD = 0.5
-HIGHEST_THRESHOLD = 1.0
-"""In nats: a cluster that keeps less than 1/e of its decisions is always flagged."""
+Decision = Literal["confident", "plain"]
+
+THRESHOLDS: dict[Decision, float] = {"confident": 0.1, "plain": 0.5}
+"""In nats. 0.5 is the authors'. 0.1 is passed when more than 1 − e^−0.1, about a tenth, of a cluster's decisions change
+with confidence: as half of all images reach the median, when about a fifth of its images are given back."""
+
+CONFIDENCE = 0.99
+"""Of the two-sided interval whose lower end keeps small clusters from being flagged by chance."""
 
 
 def impurity(kept: float, examined: float) -> float:
@@ -36,28 +43,64 @@ def impurity(kept: float, examined: float) -> float:
     return float(np.log(examined / max(kept, 0.5)))
 
 
-def calibrated_threshold(impurities: NDArray[np.float64]) -> float:
-    """Return a threshold from the (C,) impurities of all clusters of all classes.
+def certain_share(changed: int, examined: int) -> float:
+    """Return the lower end of the 99 % interval (Clopper, Pearson, Biometrika 1934) of the share changed / examined.
 
-    Most clusters are clean. In log S, the threshold lies three robust standard deviations (1.4826 × the
-    median absolute deviation) above the median, but not below the authors' 0.5 nor above
-    ``HIGHEST_THRESHOLD``. Impurities under 0.05 count as 0.05: below that, differences say nothing.
+    It is 0 if nothing changed, and always below 1.
     """
-    logs = np.log(np.maximum(impurities, 0.05))
-    middle = np.median(logs)
-    spread = 1.4826 * np.median(np.abs(logs - middle))
-    return float(np.clip(np.exp(middle + 3 * spread), AUTHORS_THRESHOLD, HIGHEST_THRESHOLD))
+    if changed == 0:
+        return 0.0
+    return float(betaincinv(changed, examined - changed + 1, (1 - CONFIDENCE) / 2))
+
+
+def confident_changes(
+    before: NDArray[np.int64], after: NDArray[np.floating[Any]], labels: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return (N,) bool: which images the filter gives to another class with that class's usual confidence.
+
+    With the margin m(x) = highest − second highest logit of h(x), and k = f(h(x)) ≠ label:
+
+        m(x) ≥ median{ m(x') : label(x') = f(x') = f(h(x')) = k }.
+
+    A poisoned image without its trigger is an ordinary image of its source class, and half of those reach the
+    median; a clean image that the filter spoils ends in doubt. Any positive factor of the logits (a temperature,
+    over-confidence) leaves the result as it is. No change into a class counts of which the filter keeps no image.
+
+    Args:
+        before: (N,) f(x), the decisions on the images.
+        after: (N, K) the logits of h(x), the filtered images.
+        labels: (N,).
+
+    """
+    highest = np.sort(after.astype(np.float64), axis=1)[:, -2:]
+    margins = highest[:, 1] - highest[:, 0]
+    decisions = np.argmax(after, axis=1)
+    kept = (before == labels) & (decisions == labels)
+    usual = np.array(
+        [np.median(margins[mine]) if (mine := kept & (labels == k)).any() else np.inf for k in range(after.shape[1])]
+    )
+    confident: NDArray[np.bool_] = (decisions != labels) & (margins >= usual[decisions])
+    return confident
 
 
 @dataclass(frozen=True)
 class ClusterImpurity:
     """The defence; ``ClusterImpurity()(evidence)`` returns its findings.
 
+    Of the images of a cluster that are decided as labelled, a share q changes its decision under the filter.
+
+    "plain", the paper's decision: S = −log(1 − q), flagged above 0.5. Which share of its decisions a clean cluster
+    keeps depends on the network, the filter and the class; clean sets with S > 0.5 occur.
+
+    "confident", the default: q counts only ``confident_changes`` and is taken at the lower end of its 99 % interval,
+    S = −log(1 − ``certain_share``), flagged above 0.1. It knows nothing of the attack and does not depend on the
+    scale of the logits.
+
     Args:
-        threshold: a cluster whose impurity exceeds it is poisoned; None calibrates it on the clusters
-            themselves (``calibrated_threshold``), 0.5 is the authors'.
-        conditioned: count only images with f(x) = ω in p = P(f(h(x)) = ω | f(x) = ω), as the paper does;
-            False counts every image, as the authors' code does.
+        decision: "confident" or "plain".
+        threshold: a cluster whose impurity exceeds it is poisoned; None takes the decision's own.
+        conditioned: examine only images with f(x) = ω, p = P(f(h(x)) = ω | f(x) = ω), as the paper does;
+            False examines every image, as the authors' code does.
         skip_single: leave classes whose mixture has one component alone, as the authors' code does.
         filter_name: which filter's outputs of the evidence to use; by default its first.
         mixture: how the mixtures are fitted.
@@ -66,6 +109,7 @@ class ClusterImpurity:
 
     """
 
+    decision: Decision = "confident"
     threshold: float | None = None
     conditioned: bool = True
     skip_single: bool = False
@@ -74,7 +118,19 @@ class ClusterImpurity:
     seed: int = 0
     workers: int | None = None
 
+    @classmethod
+    def poster(cls, **options: Any) -> Self:
+        """Return the defence as the paper's authors print it: plain S, conditioned, threshold 0.5."""
+        return cls(decision="plain", **options)
+
+    @classmethod
+    def authors_code(cls, **options: Any) -> Self:
+        """Return the defence as the authors' code computes it: plain S of all images, single clusters skipped."""
+        return cls(decision="plain", conditioned=False, skip_single=True, **options)
+
     def __post_init__(self) -> None:
+        if self.decision not in THRESHOLDS:
+            raise UndoorError(f"there is no decision {self.decision!r}; choose {' or '.join(THRESHOLDS)}")
         if self.threshold is not None and not self.threshold > 0:
             raise UndoorError(f"the threshold is {self.threshold}; give a number above 0")
 
@@ -85,6 +141,7 @@ class ClusterImpurity:
         members = [np.flatnonzero(evidence.labels == k) for k in range(len(evidence.class_names))]
         clusterings = self._cluster(evidence.plain.features, members)
         clustered = time.perf_counter()
+        changed = self._changed(evidence, filtered)
 
         assignments = np.zeros(len(evidence.labels), dtype=np.int64)
         rows: list[dict[str, Any]] = []
@@ -93,13 +150,13 @@ class ClusterImpurity:
                 continue
             assignments[mine] = clustering.assignments
             rows += [
-                self._measure(evidence, filtered, label, number, mine[clustering.assignments == number])
+                self._measure(evidence, filtered, changed, label, number, mine[clustering.assignments == number])
                 for number in range(clustering.components)
             ]
         clusters = pd.DataFrame(rows, columns=list(CLUSTER_COLUMNS[:-1]))
         single = clusters.groupby("class")["class"].transform("size") == 1
         candidate = ~single if self.skip_single else np.ones(len(clusters), dtype=bool)
-        threshold = self.threshold or calibrated_threshold(clusters["impurity"].to_numpy())
+        threshold = self.threshold or THRESHOLDS[self.decision]
         clusters["flagged"] = (clusters["impurity"] > threshold) & candidate
 
         measured = clusters.set_index(["class", "cluster"])
@@ -143,20 +200,35 @@ class ClusterImpurity:
         fitted = iter(map_items(fit, [features[mine] for mine in present], self.workers))
         return [next(fitted) if len(mine) else None for mine in members]
 
+    def _changed(self, evidence: Evidence, filtered: Outputs) -> NDArray[np.bool_]:
+        if self.decision == "confident":
+            return confident_changes(evidence.plain.decisions, filtered.logits, evidence.labels)
+        plain: NDArray[np.bool_] = filtered.decisions != evidence.labels
+        return plain
+
+    def _impurity(self, changed: int, examined: int) -> float:
+        if self.decision == "confident":
+            return -log1p(-certain_share(changed, examined))
+        return impurity(examined - changed, examined)
+
     def _measure(
-        self, evidence: Evidence, filtered: Outputs, label: int, number: int, rows: NDArray[np.int64]
+        self,
+        evidence: Evidence,
+        filtered: Outputs,
+        changed: NDArray[np.bool_],
+        label: int,
+        number: int,
+        rows: NDArray[np.int64],
     ) -> dict[str, Any]:
         examined = rows[evidence.plain.decisions[rows] == label] if self.conditioned else rows
-        after = filtered.decisions[examined]
-        destinations = np.bincount(after[after != label], minlength=len(evidence.class_names))
-        changed = int(destinations.sum())
+        n, away = len(examined), examined[changed[examined]]
         return {
             "class": label,
             "class_name": evidence.class_names[label],
             "cluster": number,
             "size": len(rows),
-            "examined": len(examined),
-            "changed": changed / len(examined) if len(examined) else 0.0,
-            "impurity": impurity(len(examined) - changed, len(examined)),
-            "destinations": destinations.tolist(),
+            "examined": n,
+            "changed": len(away) / n if n else 0.0,
+            "impurity": self._impurity(len(away), n),
+            "destinations": np.bincount(filtered.decisions[away], minlength=len(evidence.class_names)).tolist(),
         }
