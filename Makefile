@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench bench-art clean
 
 demo: .venv/installed
 	$(BIN)/undoor demo --out build/demo --overwrite
@@ -22,6 +22,9 @@ format: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/demo_seeds.py
+
+bench-art: .venv/installed
+	$(BIN)/python benchmarks/against_art.py
 
 # torch comes first and alone: the constraint picks the CPU build wherever one is at hand.
 .venv/installed: pyproject.toml constraints.txt

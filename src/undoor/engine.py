@@ -29,7 +29,8 @@ def map_items(
     """
     items = list(items)
     count = min(workers or os.cpu_count() or 1, len(items))
-    call = partial(_call, function)
     if count <= 1:
-        return [call(item) for item in items]
+        with threadpool_limits(1):  # once for all: finding the libraries takes milliseconds
+            return [function(item) for item in items]
+    call = partial(_call, function)
     return list(Parallel(n_jobs=count)(delayed(call)(item) for item in items))
