@@ -25,8 +25,8 @@ from undoor.mixture import Clustering, MixtureSettings, cluster
 Decision = Literal["confident", "plain"]
 
 THRESHOLDS: dict[Decision, float] = {"confident": 0.15, "plain": 0.5}
-"""In nats. 0.5 is the authors'. 0.15 is passed when more than 1 − e^−0.15, a seventh, of a cluster's decisions change with
-confidence: as half of all images reach the median, when more than a quarter of its images are given back."""
+"""In nats. 0.5 is the authors'. 0.15 is passed when more than 1 − e^−0.15, a seventh, of a cluster's decisions change
+with confidence: as half of all images reach the median, when more than a quarter of its images are given back."""
 
 CONFIDENCE = 0.99
 """Of the two-sided interval whose lower end keeps small clusters from being flagged by chance."""
