@@ -113,7 +113,8 @@ def test_whole_way_on_a_parquet_set(run, data, tmp_path):
     assert "clean accuracy" in out
     assert "attack success rate" in out
 
-    code, out, _ = run("scan", poisoned, "--model", model, "--out", findings, "--threshold", 0.01, "--exit-zero")
+    code, out, _ = run("scan", poisoned, "--model", model, "--out", findings, "--threshold", 0.01, "--exit-zero",
+                       "--decision", "plain")  # fmt: skip
     assert code == 0
     assert "tpr" in out
     summary = json.loads((findings / "summary.json").read_text())
@@ -143,7 +144,8 @@ def test_scan_without_a_model_trains_one_and_keeps_it(run, data, tmp_path):
 
 @pytest.mark.parametrize("threshold", [1e-6, 50])
 def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
-    code, out, _ = run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--threshold", threshold)
+    code, out, _ = run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--decision", "plain",
+                       "--threshold", threshold)  # fmt: skip
     verdict = json.loads((tmp_path / "f" / "summary.json").read_text())["verdict"]
     assert out.startswith(verdict)
     assert code == {"poisoned": 1, "clean": 0}[verdict]
@@ -161,7 +163,8 @@ def test_class_names_stay_text_in_the_terminal(run, data, tmp_path):
 
 
 def test_clean_copies_the_kept_files_of_a_folder(run, data, tmp_path):
-    run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--threshold", 1e-6)
+    run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--decision", "plain",
+        "--threshold", 1e-6)  # fmt: skip
     before = tree(data / "images")
     assert run("clean", data / "images", "--findings", tmp_path / "f", "--out", tmp_path / "kept")[0] == 0
     kept = (tmp_path / "f" / "keep.txt").read_text().splitlines()
@@ -173,7 +176,8 @@ def test_clean_copies_the_kept_files_of_a_folder(run, data, tmp_path):
 
 
 def test_clean_writes_arrays_as_lossless_parquet(run, data, tmp_path):
-    run("scan", data / "images.npz", *victim(data), "--out", tmp_path / "f", "--threshold", 1e-6)
+    run("scan", data / "images.npz", *victim(data), "--out", tmp_path / "f", "--decision", "plain",
+        "--threshold", 1e-6)  # fmt: skip
     assert run("clean", data / "images.npz", "--findings", tmp_path / "f", "--out", tmp_path / "kept")[0] == 0
     kept = [int(name) for name in (tmp_path / "f" / "keep.txt").read_text().splitlines()]
     assert np.array_equal(undoor.read(tmp_path / "kept").images, make_dataset(n_per_class=30).images[kept])

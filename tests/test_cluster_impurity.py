@@ -109,15 +109,15 @@ def test_small_clusters_are_not_flagged_by_chance():
     def flagged(changed, size):
         return bool(-np.log1p(-certain_share(changed, size)) > THRESHOLDS["confident"])
 
-    assert not any(flagged(*counts) for counts in [(1, 1), (2, 2), (1, 5), (2, 5), (3, 10), (5, 25)])
-    assert all(flagged(*counts) for counts in [(5, 5), (5, 10), (10, 25), (75, 300)])
-    assert flagged(150, 1000)
+    assert not any(flagged(*counts) for counts in [(1, 1), (2, 2), (1, 5), (3, 5), (3, 10), (5, 25)])
+    assert all(flagged(*counts) for counts in [(5, 5), (7, 10), (10, 25), (75, 300)])
+    assert flagged(200, 1000)
     assert not flagged(100, 1000)
 
 
 def test_thresholds_belong_to_the_decisions():
     evidence = two_clusters()
-    assert ClusterImpurity(workers=1)(evidence).threshold == 0.1
+    assert ClusterImpurity(workers=1)(evidence).threshold == 0.15
     assert ClusterImpurity.poster(workers=1)(evidence).threshold == 0.5
     assert ClusterImpurity(threshold=0.7, workers=1)(evidence).threshold == 0.7
     with pytest.raises(UndoorError, match="above 0"):
@@ -186,13 +186,13 @@ def test_real_victim(real_data):
     assert findings.truth["tpr"] > 0.97
     assert findings.truth["fpr_all_classes"] < 0.001
     clusters = findings.clusters
-    assert clusters.loc[clusters["flagged"], "impurity"].min() > 4 * findings.threshold
-    assert clusters.loc[~clusters["flagged"], "impurity"].max() < findings.threshold / 3
+    assert clusters.loc[clusters["flagged"], "impurity"].min() > 2.5 * findings.threshold
+    assert clusters.loc[~clusters["flagged"], "impurity"].max() < findings.threshold / 5
 
 
 def test_real_clean_victim(real_data):
     evidence, _ = real_evidence(real_data / "evidence" / "cifar10-clean.npz")
     findings = ClusterImpurity()(evidence)
     assert findings.verdict == "clean"
-    assert findings.clusters["impurity"].max() < findings.threshold / 3
+    assert findings.clusters["impurity"].max() < findings.threshold / 5
     assert ClusterImpurity.poster()(evidence).verdict == "poisoned"  # the plain decision gives a false alarm

@@ -198,7 +198,7 @@ def scan(
     ] = "average:2",
     decision: Annotated[
         str,
-        typer.Option(help="changes that count: confident ones (threshold 0.1), or all, plain, as in the paper (0.5)"),
+        typer.Option(help="changes that count: confident ones (threshold 0.15), or all, plain, as in the paper (0.5)"),
     ] = "confident",
     threshold: Annotated[
         float | None, typer.Option(help="impurity above which a cluster is flagged; by default the decision's")

@@ -24,9 +24,9 @@ from undoor.mixture import Clustering, MixtureSettings, cluster
 
 Decision = Literal["confident", "plain"]
 
-THRESHOLDS: dict[Decision, float] = {"confident": 0.1, "plain": 0.5}
-"""In nats. 0.5 is the authors'. 0.1 is passed when more than 1 − e^−0.1, about a tenth, of a cluster's decisions change
-with confidence: as half of all images reach the median, when about a fifth of its images are given back."""
+THRESHOLDS: dict[Decision, float] = {"confident": 0.15, "plain": 0.5}
+"""In nats. 0.5 is the authors'. 0.15 is passed when more than 1 − e^−0.15, a seventh, of a cluster's decisions change
+with confidence: as half of all images reach the median, when more than a quarter of its images are given back."""
 
 CONFIDENCE = 0.99
 """Of the two-sided interval whose lower end keeps small clusters from being flagged by chance."""
@@ -93,7 +93,7 @@ class ClusterImpurity:
     keeps depends on the network, the filter and the class; clean sets with S > 0.5 occur.
 
     "confident", the default: q counts only ``confident_changes`` and is taken at the lower end of its 99 % interval,
-    S = −log(1 − ``certain_share``), flagged above 0.1. It knows nothing of the attack and does not depend on the
+    S = −log(1 − ``certain_share``), flagged above 0.15. It knows nothing of the attack and does not depend on the
     scale of the logits.
 
     Args:
