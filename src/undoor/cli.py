@@ -29,7 +29,9 @@ Data = Annotated[str, typer.Argument(help=DATA, metavar="DATA")]
 Out = Annotated[Path, typer.Option(help="the new folder")]
 Seed = Annotated[int, typer.Option(min=0, help="of everything that is random")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run wrote there")]
-Preset = Annotated[str, typer.Option(help="fast (a short schedule for a CPU) or paper (200 epochs)")]
+Preset = Annotated[
+    str, typer.Option(help="fast (a short schedule for a CPU), paper (200 epochs) or large-batch (for a GPU)")
+]
 Epochs = Annotated[int | None, typer.Option(min=1, help="instead of the preset's number")]
 LearningRate = Annotated[float | None, typer.Option(help="instead of the preset's highest")]
 Network = Annotated[str | None, typer.Option(help="resnet20, small-cnn or package.module:factory")]

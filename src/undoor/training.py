@@ -1,26 +1,34 @@
 """Fit a victim: the network an unsuspecting user would have trained on the set."""
 
-import io
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name the field uses
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from undoor.checkpoint import Checkpoint
 from undoor.classifier import default_device
 from undoor.dataset import Dataset
 from undoor.errors import UndoorError
-from undoor.files import atomic
 from undoor.networks import Normalise, build_network, default_network
 from undoor.recipes import PRESETS, Recipe
+from undoor.steps import Training
 
 COMPILE_PIXELS = 4e8
 """Trained pixels (images × epochs × H × W) from which a tenth saved on each step outweighs torch.compile's own time."""
+
+STEPS_UNWATCHED = 100
+"""Steps on a GPU between two reports: for each the processor has to wait for the device."""
+
+SECONDS_UNSAVED = 20.0
+"""Seconds of a training on a GPU between two checkpoints: an epoch there can take less time than writing it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,28 @@ class Step:
     steps: int
     loss: float
     accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What ``train`` is asked for once, and ``train_many`` several times.
+
+    Args:
+        dataset: with at least two classes.
+        recipe: how to train.
+        network: a name from ``undoor.networks``, or a module that returns as many logits as there are
+            classes (it is trained in place, so every job needs its own); by default what fits the size of the
+            images.
+        checkpoint: a file that is written after every epoch but the last; on a GPU only when the last one is
+            ``SECONDS_UNSAVED`` old, and when the training ends by an exception. If it exists, training resumes
+            from it, to the same result as an undisturbed run.
+
+    """
+
+    dataset: Dataset
+    recipe: Recipe = PRESETS["fast"]
+    network: str | nn.Module | None = None
+    checkpoint: Path | None = None
 
 
 def train(
@@ -48,87 +78,175 @@ def train(
     """Train a network on a data set and return it in evaluation mode, on the CPU.
 
     Args:
-        dataset: with at least two classes.
+        dataset: as in ``Job``, like the next three.
         recipe: how.
-        network: a name from ``undoor.networks``, or a module that returns as many logits as there are
-            classes (it is trained in place); by default what fits the size of the images.
-        checkpoint: a file that is written after every epoch but the last. If it exists, training resumes from
-            it, to the same result as an undisturbed run.
+        network: a name, a module or by default what fits the images.
+        checkpoint: the file from which an interrupted training resumes.
         overwrite: replace the checkpoint of another training instead of raising an error.
         device: where to compute; by default an accelerator if there is one.
-        on_step: called after every step.
+        on_step: called after every step; on a GPU after every hundredth and the last of an epoch.
 
     """
-    dataset.require_classes()
-    model = _prepared(dataset, recipe, network)
-    place = torch.device(device or default_device())
-    model.to(place, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = _optimizer(model, recipe)
-    identity = {"data": dataset.fingerprint(), "recipe": asdict(recipe), "network": str(model)}
-    start = _resume(checkpoint, identity, model, optimizer, place, overwrite)
+    told = None if on_step is None else lambda _, step: on_step(step)
+    job = Job(dataset, recipe, network, checkpoint)
+    return train_many([job], overwrite=overwrite, device=device, on_step=told)[0]
 
-    labels = torch.tensor(dataset.labels)
+
+def train_many(
+    jobs: Sequence[Job],
+    *,
+    overwrite: bool = False,
+    device: str | None = None,
+    on_step: Callable[[int, Step], None] | None = None,
+) -> list[nn.Module]:
+    """Train several networks: all at once on a GPU, each on a stream of its own; one after another elsewhere.
+
+    On a GPU the images lie in its memory, equal arrays once, as far as they take no more than half of it. A
+    network given by name is captured: each of its steps is one launch of a CUDA graph. A module may do in its
+    forward pass what cannot be captured, and is run as it is.
+
+    Args:
+        jobs: what to train.
+        overwrite: replace the checkpoints of other trainings instead of raising an error.
+        device: where to compute; by default an accelerator if there is one.
+        on_step: called with the number of the job, from 0, after every step; on a GPU after every hundredth
+            and the last of an epoch. If it raises, all trainings stop, and resume from their checkpoints.
+
+    Returns:
+        the networks in the order of the jobs, in evaluation mode, on the CPU.
+
+    """
+    for job in jobs:
+        job.dataset.require_classes()
+    place = torch.device(device or default_device())
+    models: list[nn.Module] = []
+    with ExitStack() as stack:
+        pause = SECONDS_UNSAVED if place.type == "cuda" else 0.0
+        held = _held_images(jobs, place)
+        runs = []
+        for number, job in enumerate(jobs):
+            images = held.get(id(job.dataset.images), job.dataset.images)
+            checkpoint = None
+            if job.checkpoint is not None:
+                checkpoint = stack.enter_context(Checkpoint(job.checkpoint, overwrite=overwrite, pause=pause))
+            told = None if on_step is None else partial(on_step, number)
+            title = f"training {number + 1} of {len(jobs)}: " if len(jobs) > 1 else ""
+            runs.append(_run(job, images, place, checkpoint, told, title))
+        if place.type == "cuda":
+            # Called first on the way out: no stream may still write what the checkpoints then read.
+            stack.callback(torch.cuda.synchronize, place)
+            return _in_turn(runs, [_new_stream(place) for _ in runs])
+        for run in runs:
+            models += _in_turn([run], [nullcontext()])
+    return models
+
+
+_Run = Generator[None, None, nn.Module]
+
+
+def _in_turn(runs: list[_Run], streams: list[AbstractContextManager[Any]]) -> list[nn.Module]:
+    """Let the runs go on in turn, each on its stream, until all have returned their network."""
+    models: dict[int, nn.Module] = {}
+    while len(models) < len(runs):
+        for number, (run, stream) in enumerate(zip(runs, streams, strict=True)):
+            if number in models:
+                continue
+            try:
+                with stream:
+                    next(run)
+            except StopIteration as end:
+                models[number] = end.value
+    return [models[number] for number in range(len(runs))]
+
+
+def _run(
+    job: Job,
+    images: Tensor | NDArray[np.uint8],
+    place: torch.device,
+    checkpoint: Checkpoint | None,
+    on_step: Callable[[Step], None] | None,
+    title: str,
+) -> _Run:
+    """Train one network, yielding when it is ready to begin and whenever others may have their turn."""
+    epochs = job.recipe.epochs
+    training, captured = _training(job, images, place)
+    done = 0
+    if checkpoint is not None:
+        identity = {
+            "data": job.dataset.fingerprint(),
+            "recipe": asdict(job.recipe),
+            "network": str(training.model),
+        }
+        state = checkpoint.resume(identity, place)
+        if state is not None:
+            training.load(state)
+            done = int(state["epoch"])
+    if captured:
+        training.capture()
+    # A capture waits for the whole device: all come before the first step of any.
+    yield
+
+    steps, watched = training.steps, STEPS_UNWATCHED if place.type == "cuda" else 1
+    draws = training.draw(done) if done < epochs else None
+    for epoch in range(done, epochs):
+        assert draws is not None  # noqa: S101 - drawn above or in the epoch before
+        size = draws.shape[2]
+        training.begin(epoch, draws)
+        for step in range(1, steps + 1):
+            training.advance(step - 1)
+            if step == steps and epoch + 1 < epochs:
+                draws = training.draw(epoch + 1)  # while the device is busy
+            yield
+            if step == steps:
+                last = training.told()[2]
+                if not np.isfinite(last):
+                    problem = f"{title}the loss is {last} after epoch {epoch + 1}"
+                    raise UndoorError(f"{problem}; train with another seed or network")
+                if checkpoint is not None:
+                    checkpoint.keep({**training.state(), "epoch": epoch + 1}, last=epoch + 1 == epochs)
+            if on_step is not None and (step % watched == 0 or step == steps):
+                losses, hits, _ = training.told()
+                on_step(Step(epoch + 1, epochs, step, steps, losses / step, hits / (step * size)))
+    model = training.model
+    model.zero_grad(set_to_none=True)
+    return model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def _training(job: Job, images: Tensor | NDArray[np.uint8], place: torch.device) -> tuple[Training, bool]:
+    """Return what is trained, not yet begun, and whether its steps can be captured."""
+    recipe, dataset = job.recipe, job.dataset
+    model = _prepared(dataset, recipe, job.network, images)
+    model.to(place, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # Of the whole schedule, also when it is resumed: compiled and eager steps differ in their last bits.
     pixels = dataset.images[0, 0].size * len(dataset) * recipe.epochs
     forward = torch.compile(model) if pixels >= COMPILE_PIXELS and _can_compile(place) else model
     bf16 = recipe.precision == "bf16" and _computes_bf16(place)
-
-    for epoch in range(start, recipe.epochs):
-        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        seen, loss_sum, hits = 0, 0.0, 0
-        batches = list(_batches(len(dataset), recipe.batch_size, generator))
-        for step, rows in enumerate(batches, 1):
-            rate = recipe.rate((epoch + (step - 1) / len(batches)) / recipe.epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            x = torch.from_numpy(dataset.images[rows.numpy()]).to(place).to(memory_format=torch.channels_last)
-            if recipe.augment:
-                x = augment(x, generator)
-            y = labels[rows].to(place)
-            with torch.autocast(place.type, torch.bfloat16, enabled=bf16):
-                logits = forward(x.float() / 255)
-            loss = F.cross_entropy(logits.float(), y)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if on_step is not None:
-                seen += len(rows)
-                loss_sum += loss.item() * len(rows)
-                hits += int((logits.argmax(1) == y).sum())
-                on_step(Step(epoch + 1, recipe.epochs, step, len(batches), loss_sum / seen, hits / seen))
-        if not torch.isfinite(loss):
-            raise UndoorError(f"the loss is {loss.item()} after epoch {epoch + 1}; train with another seed or network")
-        if checkpoint is not None and epoch + 1 < recipe.epochs:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
-            buffer = io.BytesIO()
-            torch.save({"identity": identity, **state}, buffer)
-            with atomic(checkpoint) as path:
-                path.write_bytes(buffer.getbuffer())
-    return model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
+    training = Training(model, forward, recipe, images, torch.tensor(dataset.labels), place, bf16)
+    return training, place.type == "cuda" and not isinstance(job.network, nn.Module)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift (N, C, H, W) images by whole pixels, up to a tenth of their size, and flip half of them.
-
-    What moves in at the border repeats the border, as in the Keras example that the paper's settings follow.
-    """
-    n, _, height, width = images.shape
-    device = images.device
-
-    def positions(size: int) -> Tensor:
-        reach = size // 10
-        shift = torch.randint(-reach, reach + 1, (n, 1), generator=generator)
-        return (torch.arange(size) + shift).clamp(0, size - 1)
-
-    rows, columns = positions(height).to(device), positions(width)
-    flipped = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(flipped, columns.flip(1), columns).to(device)
-    sample = torch.arange(n, device=device)[:, None, None]
-    # Advanced indices around a slice put the channels last: bring them back.
-    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+def _held_images(jobs: Sequence[Job], place: torch.device) -> dict[int, Tensor]:
+    """Return copies on a GPU, by the identity of the array, of the images that take half of its free memory."""
+    if place.type != "cuda":
+        return {}
+    room = torch.cuda.mem_get_info(place)[0] // 2
+    held: dict[int, Tensor] = {}
+    for images in (job.dataset.images for job in jobs):
+        if id(images) not in held and images.nbytes <= room:
+            held[id(images)] = torch.tensor(images, device=place)
+            room -= images.nbytes
+    return held
 
 
-def _prepared(dataset: Dataset, recipe: Recipe, network: str | nn.Module | None) -> nn.Module:
+def _new_stream(place: torch.device) -> AbstractContextManager[Any]:
+    stream = torch.cuda.Stream(place)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(place))  # on which the images were copied
+    return torch.cuda.stream(stream)
+
+
+def _prepared(
+    dataset: Dataset, recipe: Recipe, network: str | nn.Module | None, images: Tensor | NDArray[np.uint8]
+) -> nn.Module:
     if isinstance(network, nn.Module):
         return network
     shape = dataset.images.shape[1:]
@@ -136,71 +254,34 @@ def _prepared(dataset: Dataset, recipe: Recipe, network: str | nn.Module | None)
     model = build_network(name, shape, len(dataset.class_names), recipe.seed)
     normalise = model[0]
     assert isinstance(normalise, Normalise)  # noqa: S101 - what build_network promises
-    mean, std = _moments(dataset, recipe.normalisation)
+    mean, std = _moments(images, recipe.normalisation)
     normalise.mean.copy_(torch.tensor(mean))
     normalise.std.copy_(torch.tensor(std))
     return model
 
 
-def _moments(dataset: Dataset, kind: Literal["pixel", "channel"]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _moments(
+    images: Tensor | NDArray[np.uint8], kind: Literal["pixel", "channel"]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean (C, H, W) and standard deviation (C, 1, 1) of the images in [0, 1]."""
-    total = np.zeros(dataset.images.shape[1:])
-    squares = np.zeros(dataset.images.shape[1:])
-    for start in range(0, len(dataset), 4096):
-        part = dataset.images[start : start + 4096].astype(np.float32) / 255
-        total += part.sum(0, dtype=np.float64)
-        squares += np.square(part).sum(0, dtype=np.float64)
-    mean = total / len(dataset)
+    totals = np.zeros((2, *images.shape[1:]))
+    for start in range(0, len(images), 4096):
+        totals += _sums(images[start : start + 4096])
+    mean, squares = totals / len(images)
     if kind == "pixel":
         return mean, np.ones((len(mean), 1, 1))
     channel = mean.mean((1, 2), keepdims=True)
-    variance = (squares / len(dataset)).mean((1, 2), keepdims=True) - channel**2
+    variance = squares.mean((1, 2), keepdims=True) - channel**2
     return np.broadcast_to(channel, mean.shape), np.sqrt(variance).clip(1e-3)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        recipe.learning_rate,
-        momentum=0.9,
-        weight_decay=recipe.weight_decay,
-        nesterov=True,
-    )
-
-
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    # A last batch of another size would be compiled anew, and is too small for batch statistics.
-    order = torch.randperm(n, generator=generator)
-    return (rows for rows in torch.split(order, size) if len(rows) == min(size, n))
-
-
-def _resume(
-    checkpoint: Path | None,
-    identity: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    overwrite: bool,
-) -> int:
-    """Load the state after the last whole epoch and return how many epochs are done."""
-    if checkpoint is None or not checkpoint.exists():
-        return 0
-    try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        same = state["identity"] == identity
-    except Exception as error:
-        raise UndoorError(f"{checkpoint} is no checkpoint; remove it") from error
-    if not same and overwrite:
-        return 0
-    if not same:
-        raise UndoorError(
-            f"{checkpoint} was written by a training with other data or settings; remove it or choose another --out"
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
+def _sums(images: Tensor | NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the sum of the images in [0, 1] and of their squares, (2, C, H, W), computed where they lie."""
+    if isinstance(images, Tensor):
+        exact = images.double() / 255
+        return torch.stack([exact.sum(0), exact.square().sum(0)]).cpu().numpy()
+    scaled = images.astype(np.float32) / 255
+    return np.stack([power.sum(0, dtype=np.float64) for power in (scaled, np.square(scaled))])
 
 
 def _can_compile(device: torch.device) -> bool:

@@ -1,0 +1,199 @@
+"""What training reaches on a GPU: is the captured step the eager one, and how long is an epoch of several at once.
+
+Writes a JSON file anew after every measurement, so that a run that is cut short leaves what it measured.
+The data is made up: ten classes of coloured patches under noise.
+"""
+
+import json
+import math
+import platform
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field uses
+import typer
+from torch.utils.flop_counter import FlopCounterMode
+
+from undoor import training
+from undoor.dataset import Dataset, row_ids
+from undoor.networks import build_network
+from undoor.recipes import PRESETS, Recipe
+from undoor.training import Job, Step, train_many
+
+BYTES_AN_IMAGE = 2.4e6
+"""Activations of ResNet-20 that a training step moves for an image, in bf16 and with no kernels fused."""
+
+
+def made_up(n: int, seed: int = 0) -> Dataset:
+    """Return n images of 32×32 pixels in ten classes."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 10
+    patches = generator.integers(60, 196, (10, 3, 4, 4)).repeat(8, 2).repeat(8, 3).astype(np.uint8)
+    images = patches[labels] + generator.integers(0, 60, (n, 3, 32, 32), dtype=np.uint8)
+    return Dataset(images, labels.astype(np.int64), tuple(map(str, range(10))), row_ids(n))
+
+
+def flops_an_image() -> int:
+    """Return the floating-point operations of a forward and a backward pass of ResNet-20."""
+    model = build_network("resnet20", (3, 32, 32), 10)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        F.cross_entropy(model(torch.rand(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
+    return counter.get_total_flops() // 2
+
+
+def wait(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+
+
+def ceilings(place: torch.device) -> dict[str, float]:
+    """Return the rate of a large bf16 matrix product (FLOP/s) and of a copy (bytes read and written a second)."""
+    side, size = (8192, 2**32) if place.type == "cuda" else (256, 2**22)
+    a, b = (torch.randn(side, side, device=place, dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randint(0, 256, (size,), device=place, dtype=torch.uint8)
+    target = torch.empty_like(source)
+
+    def median_seconds(action) -> float:
+        seconds = []
+        for _ in range(13):
+            wait(place)
+            start = time.perf_counter()
+            action()
+            wait(place)
+            seconds.append(time.perf_counter() - start)
+        return float(np.median(seconds[3:]))
+
+    product, copy = median_seconds(lambda: a @ b), median_seconds(lambda: target.copy_(source))
+    return {"flops": 2 * side**3 / product, "bytes": 2 * size / copy}
+
+
+def losses(data: Dataset, recipe: Recipe, place: torch.device, steps: int, captured: bool) -> list[float]:
+    """Return the loss of each of the first steps."""
+    cuda = place.type == "cuda"
+    with torch.cuda.stream(torch.cuda.Stream(place)) if cuda else nullcontext():
+        images = torch.tensor(data.images, device=place) if cuda else data.images
+        started, _ = training._training(Job(data, recipe), images, place)
+        if captured and cuda:
+            started.capture()
+        elif captured:
+            started.warm_up()
+        curve = []
+        epoch = 0
+        while len(curve) < steps:
+            started.begin(epoch, started.draw(epoch))
+            for step in range(min(started.steps, steps - len(curve))):
+                started.advance(step)
+                curve.append(started.told()[2])
+            epoch += 1
+    return curve
+
+
+def compare(data: Dataset, recipe: Recipe, place: torch.device, steps: int) -> dict:
+    """Compare the loss curve of captured steps with that of eager ones, and two eager curves with each other."""
+    eager, again, captured = (losses(data, recipe, place, steps, kind) for kind in (False, False, True))
+
+    def apart(curve: list[float]) -> float:
+        return float(np.abs(np.subtract(curve, eager)).max())
+
+    return {"eager": eager, "captured": captured, "apart": apart(captured), "apart_eager_twice": apart(again)}
+
+
+def epoch_seconds(data: Dataset, recipe: Recipe, place: torch.device, together: int) -> float:
+    """Return the seconds of the second epoch of several trainings at once, the first being a warm-up.
+
+    On a CPU, where one follows another, the seconds of one epoch of each, with all that comes before it.
+    """
+    ends: dict[int, float] = {1: 0.0, 2: 0.0}
+
+    def on_step(_: int, step: Step) -> None:
+        if step.step == step.steps:
+            ends[step.epoch] = time.perf_counter()
+
+    if place.type != "cuda":
+        start = time.perf_counter()
+        train_many([Job(data, replace(recipe, epochs=1))] * together, device=str(place), on_step=on_step)
+        return time.perf_counter() - start
+    # Sets of their own, as poisoned sets are.
+    sets = [replace(data, images=data.images.copy()) for _ in range(together)]
+    jobs = [Job(own, replace(recipe, epochs=2, seed=seed)) for seed, own in enumerate(sets)]
+    train_many(jobs, device=str(place), on_step=on_step)
+    return ends[2] - ends[1]
+
+
+def software(place: torch.device) -> dict:
+    cuda = place.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "device": torch.cuda.get_device_name(place) if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="the JSON file")],
+    device: Annotated[str, typer.Option(help="cuda or cpu")] = "cuda",
+    images: Annotated[int, typer.Option(help="images an epoch")] = 51_000,
+    steps: Annotated[int, typer.Option(help="steps of the loss curves")] = 200,
+    presets: Annotated[str, typer.Option(help="names, with commas")] = "paper,large-batch",
+    together: Annotated[str, typer.Option(help="numbers of trainings at once, with commas")] = "1,4,8",
+    compiled: Annotated[bool, typer.Option(help="measure torch.compile too")] = True,
+) -> None:
+    """Measure, print a line for every measurement, and write the file after each."""
+    place = torch.device(device)
+    data = made_up(images)
+    flops, limits = flops_an_image(), ceilings(place)
+    content = {
+        "versions": software(place),
+        "images": images,
+        "flops_an_image": flops,
+        "bytes_an_image": BYTES_AN_IMAGE,
+        "ceilings": limits,
+        "curves": {},
+        "epochs": [],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(told: dict) -> None:
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(told), flush=True)
+
+    write({"versions": content["versions"], "ceilings": limits})
+    for with_compile in (False, True) if compiled else (False,):
+        # The library decides by the length of the schedule; here both are wanted.
+        training.COMPILE_PIXELS = 0 if with_compile else math.inf
+        for preset in presets.split(","):
+            recipe = PRESETS[preset]
+            name = f"{preset}, compiled" if with_compile else preset
+            curve = content["curves"][name] = compare(data, recipe, place, steps)
+            write({"preset": name, "apart": curve["apart"], "apart_eager_twice": curve["apart_eager_twice"]})
+            for number in map(int, together.split(",")):
+                seconds = epoch_seconds(data, recipe, place, number)
+                row = {
+                    "preset": preset,
+                    "compiled": with_compile,
+                    "precision": recipe.precision,
+                    "together": number,
+                    "epoch_seconds": seconds,
+                    "training_seconds_each": seconds * recipe.epochs / number,
+                    "step_milliseconds_each": 1e3 * seconds / (number * max(1, images // recipe.batch_size)),
+                    "tflops": number * images * flops / seconds / 1e12,
+                    "over_arithmetic_floor": seconds * limits["flops"] / (number * images * flops),
+                    "over_memory_floor": seconds * limits["bytes"] / (number * images * BYTES_AN_IMAGE),
+                    "peak_bytes": torch.cuda.max_memory_allocated(place) if place.type == "cuda" else None,
+                }
+                content["epochs"].append(row)
+                write(row)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,259 @@
+"""A step does what a plain loop does, on a CPU to the last bit, on a GPU captured and many at once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field uses
+from torch import nn
+
+from conftest import Linear, make_dataset
+from undoor import training
+from undoor.checkpoint import Checkpoint
+from undoor.errors import UndoorError
+from undoor.recipes import PRESETS
+from undoor.steps import Training, augment, draw_epoch
+from undoor.training import Job, train, train_many
+
+FAST = replace(PRESETS["fast"], epochs=3, batch_size=16, learning_rate=0.05)
+PAPER = replace(PRESETS["paper"], epochs=3, batch_size=16)
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def weights(model):
+    return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
+
+
+def plain_loop(data, recipe, model):
+    """Train as one would write it down: shuffled batches, and nothing drawn in advance."""
+    model.to(memory_format=torch.channels_last).train()
+    parameters, decay = model.parameters(), recipe.weight_decay
+    if recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(parameters, recipe.learning_rate, momentum=0.9, weight_decay=decay, nesterov=True)
+    labels, steps = torch.tensor(data.labels), len(data) // recipe.batch_size
+    for epoch in range(recipe.epochs):
+        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        order = torch.randperm(len(data), generator=generator)
+        for step in range(steps):
+            rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            optimizer.param_groups[0]["lr"] = recipe.rate((epoch + step / steps) / recipe.epochs)
+            x = torch.from_numpy(data.images[rows.numpy()]).to(memory_format=torch.channels_last)
+            loss = F.cross_entropy(model(x.float() / 255), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.to(memory_format=torch.contiguous_format).eval()
+
+
+def start(recipe, device="cpu", data=None):
+    data = make_dataset() if data is None else data
+    return training._training(Job(data, recipe), data.images, torch.device(device))[0]
+
+
+def advance(started, epochs, first=0):
+    for epoch in range(first, epochs):
+        started.begin(epoch, started.draw(epoch))
+        for step in range(started.steps):
+            started.advance(step)
+    return weights(started.model)
+
+
+def assert_same_way(first, second, job):
+    """Two results differ by far less than either moved from the initial weights: kernels on a GPU may add anew."""
+    begin = weights(start(job.recipe, data=job.dataset).model)
+    assert (first - second).norm() < 0.2 * (second - begin).norm()
+
+
+@pytest.mark.parametrize("recipe", [FAST, replace(PAPER, augment=False)], ids=["sgd", "adam"])
+def test_training_is_the_plain_loop_to_the_last_bit(recipe):
+    recipe, data = replace(recipe, precision="float32"), make_dataset(channels=3)
+    model = training._prepared(data, recipe, None, data.images)
+    assert torch.equal(weights(train(data, recipe, device="cpu")), weights(plain_loop(data, recipe, model)))
+
+
+def test_an_epoch_is_drawn_from_seed_and_number_alone():
+    labels = torch.arange(1000) % 7
+    plain = replace(PAPER, augment=False, batch_size=32)
+    draws = draw_epoch(labels, (32, 32), plain, 4)
+    assert draws.shape == (31, 5, 32)
+    rows = draws[:, 0].flatten()
+    assert torch.equal(rows, torch.randperm(1000, generator=torch.Generator().manual_seed(4))[: 31 * 32])
+    assert torch.equal(draws[:, 1].flatten(), labels[rows])
+    assert not draws[:, 2:].any()
+
+    moved = draw_epoch(labels, (32, 32), replace(plain, augment=True), 4)
+    assert torch.equal(moved[:, :2], draws[:, :2])
+    assert torch.equal(moved, draw_epoch(labels, (32, 32), replace(plain, augment=True), 4))
+    assert not torch.equal(moved, draw_epoch(labels, (32, 32), replace(plain, augment=True), 5))
+    assert not torch.equal(moved, draw_epoch(labels, (32, 32), replace(plain, augment=True, seed=1), 4))
+    assert draw_epoch(labels[:10], (32, 32), plain, 0).shape == (1, 5, 10)
+
+
+def test_shifts_are_uniform_and_half_is_flipped():
+    draws = draw_epoch(torch.zeros(70_000, dtype=torch.int64), (32, 12), PAPER, 0)
+    down, right, flipped = draws[:, 2].flatten(), draws[:, 3].flatten(), draws[:, 4].flatten()
+    for shifts, reach in ((down, 3), (right, 1)):
+        shares = torch.bincount(shifts + reach) / len(shifts)
+        assert shares.tolist() == pytest.approx([1 / (2 * reach + 1)] * (2 * reach + 1), abs=0.01)
+    assert set(flipped.tolist()) == {0, 1}
+    assert flipped.float().mean() == pytest.approx(0.5, abs=0.01)
+    assert abs(np.corrcoef(torch.stack([down, right, flipped]).numpy())[np.triu_indices(3, 1)]).max() < 0.02
+
+
+def test_augmentation_shifts_then_flips_and_repeats_the_border():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 10, 14), generator=generator, dtype=torch.uint8)
+    rows = torch.randint(0, 5, (40,), generator=generator)
+    down, right = (torch.randint(-2, 3, (40,), generator=generator) for _ in range(2))
+    flipped = torch.rand(40, generator=generator) < 0.5
+    moved = augment(images, rows, down, right, flipped)
+    assert moved.dtype == torch.uint8
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    for k in range(40):
+        padded = np.pad(images[rows[k]].numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge")
+        top, left = 2 + int(down[k]), 2 + int(right[k])
+        expected = padded[:, top : top + 10, left : left + 14]
+        assert np.array_equal(moved[k].numpy(), expected[..., ::-1] if flipped[k] else expected)
+
+
+@pytest.mark.parametrize("recipe", [FAST, PAPER], ids=["sgd", "adam"])
+def test_a_state_goes_on_as_if_nothing_had_been(recipe):
+    expected = advance(start(recipe), 3)
+    first = start(recipe)
+    advance(first, 2)
+    state = first.state()
+    advance(first, 3, first=2)  # the state is a copy
+    second = start(recipe)
+    second.load(state)
+    assert torch.equal(advance(second, 3, first=2), expected)
+
+
+@pytest.mark.parametrize("done", [0, 2])
+@pytest.mark.parametrize("recipe", [FAST, PAPER], ids=["sgd", "adam"])
+def test_the_warm_up_before_a_capture_leaves_no_trace(recipe, done):
+    expected = advance(start(recipe), 3)
+    first, warm = start(recipe), start(recipe)
+    if done:
+        advance(first, done)
+        warm.load(first.state())
+    held = [tensor.data_ptr() for tensor in warm.model.state_dict().values()]
+    warm.warm_up()
+    assert [tensor.data_ptr() for tensor in warm.model.state_dict().values()] == held
+    assert all(parameter.grad is None for parameter in warm.model.parameters())
+    assert torch.equal(advance(warm, 3, first=done), expected)
+
+
+def test_many_are_trained_as_one_by_one():
+    def without_dropout():
+        network = Linear()
+        network.dropout = nn.Identity()
+        return network
+
+    other = make_dataset(seed=3)
+    jobs = [Job(make_dataset(), FAST), Job(other, PAPER), Job(other, replace(FAST, epochs=1), without_dropout())]
+    steps = []
+    many = train_many(jobs, device="cpu", on_step=lambda number, step: steps.append((number, step.epoch, step.step)))
+    one_by_one = [
+        train(make_dataset(), FAST, device="cpu"),
+        train(other, PAPER, device="cpu"),
+        train(other, replace(FAST, epochs=1), without_dropout(), device="cpu"),
+    ]
+    assert many[2] is jobs[2].network
+    for first, second in zip(many, one_by_one, strict=True):
+        assert not first.training
+        assert torch.equal(weights(first), weights(second))
+    lengths = [(number, epoch, step) for number in range(3) for epoch in (1, 2, 3)[: jobs[number].recipe.epochs]
+               for step in (1, 2, 3)]  # fmt: skip
+    assert steps == lengths
+    assert train_many([]) == []
+
+
+def test_the_training_that_diverges_is_named():
+    with pytest.raises(UndoorError, match=r"^training 2 of 2: the loss is (nan|inf) after epoch"):
+        train_many([Job(make_dataset(), FAST), Job(make_dataset(), replace(FAST, learning_rate=1e30))])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_a_budget_that_ends_leaves_every_training_resumable(tmp_path, device):
+    class SpentError(Exception):
+        pass
+
+    def budget(number, step):
+        if number == 1 and step.epoch == 3:
+            raise SpentError
+
+    recipes = (FAST, replace(PAPER, epochs=4), replace(FAST, seed=5))
+    jobs = [Job(make_dataset(), recipe, None, tmp_path / f"{k}.checkpoint") for k, recipe in enumerate(recipes)]
+    with pytest.raises(SpentError):
+        train_many(jobs, device=device, on_step=budget)
+    seen = set()
+    resumed = train_many(jobs, device=device, on_step=lambda number, step: seen.add((number, step.epoch)))
+    # On a CPU the first was done and the third not begun; on a GPU all had come equally far.
+    expected = {"cpu": {(1, 3), (1, 4), (2, 1), (2, 2), (2, 3)}, "cuda": {(1, 3), (1, 4), (2, 3)}}
+    assert seen == expected[device]
+    undisturbed = train_many([replace(job, checkpoint=None) for job in jobs], device=device)
+    for job, first, second in zip(jobs, resumed, undisturbed, strict=True):
+        assert torch.equal(weights(first), weights(second)) or device == "cuda"
+        assert_same_way(weights(first), weights(second), job)
+
+
+def test_on_a_gpu_checkpoints_wait_and_a_failure_still_writes_the_newest(tmp_path, monkeypatch):
+    path, clock = tmp_path / "m.checkpoint", [0.0]
+    monkeypatch.setattr("undoor.checkpoint.time.monotonic", lambda: clock[0])
+
+    def written():
+        return torch.load(path, weights_only=True)["epoch"] if path.exists() else None
+
+    def fail():
+        with Checkpoint(path, pause=20.0) as checkpoint:
+            checkpoint.resume({}, torch.device("cpu"))
+            for epoch, now, expected in ((1, 5, None), (2, 21, 2), (3, 30, 2), (4, 41, 4), (5, 99, 4)):
+                clock[0] = now
+                checkpoint.keep({"epoch": epoch}, last=epoch == 5)
+                assert written() == expected
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert written() == 5
+
+
+GPU_RECIPES = [replace(FAST, augment=True), PAPER, replace(FAST, precision="float32")]
+
+
+@on_gpu
+@pytest.mark.parametrize("recipe", GPU_RECIPES, ids=["sgd-bf16", "adam", "sgd"])
+@pytest.mark.parametrize("on_host", [False, True], ids=["held", "gathered"])
+def test_captured_steps_are_eager_steps(recipe, on_host):
+    data = make_dataset(n_per_class=110)  # 20 steps of 16 images
+
+    def run(captured):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            images = data.images if on_host else torch.tensor(data.images, device="cuda")
+            place = torch.device("cuda")
+            started: Training = training._training(Job(data, recipe), images, place)[0]
+            if captured:
+                started.capture()
+            return advance(started, 1).cpu(), started.told()
+
+    (captured, told), (eager, expected) = run(True), run(False)
+    assert_same_way(captured, eager, Job(data, recipe))
+    assert told[0] == pytest.approx(expected[0], rel=2e-2)
+
+
+@on_gpu
+def test_a_gpu_computes_what_a_cpu_computes():
+    recipe = replace(PAPER, epochs=1)
+    device, cpu = (weights(train(make_dataset(), recipe, device=name)) for name in ("cuda", "cpu"))
+    assert_same_way(device, cpu, Job(make_dataset(), recipe))
+
+
+@on_gpu
+def test_many_streams_train_as_one():
+    jobs = [Job(make_dataset(seed=k), replace(recipe, seed=k)) for k, recipe in enumerate([FAST, PAPER, FAST])]
+    for job, model in zip(jobs, train_many(jobs, device="cuda"), strict=True):
+        assert_same_way(weights(model), weights(train(job.dataset, job.recipe, device="cuda")), job)
