@@ -48,6 +48,11 @@ def results(store):
     }
 
 
+def only_load(jobs, **_):
+    assert not jobs
+    return []
+
+
 def test_every_cell_and_contender_is_done(finished):
     store, board = finished
     assert board.finished
@@ -75,7 +80,7 @@ def test_what_is_measured_of_a_victim(finished):
 
 def test_the_perfect_filter_needs_no_training_beside_the_clean_victim(finished, monkeypatch):
     store, _ = finished
-    monkeypatch.setattr("undoor.victims.train", None)
+    monkeypatch.setattr("undoor.victims.train_many", only_load)
     perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect filter" and f["attack"])
     store.path("retrained", retrained_key(perfect)).unlink()
     assert Bench(make_suite(), store).run().finished
@@ -88,7 +93,7 @@ def test_the_perfect_filter_needs_no_training_beside_the_clean_victim(finished, 
 def test_nothing_is_computed_twice(finished, monkeypatch):
     store, _ = finished
     before = results(store)
-    monkeypatch.setattr(cells_module, "fit_victim", None)
+    monkeypatch.setattr("undoor.victims.train_many", only_load)
     monkeypatch.setattr(cells_module, "collect", None)
     assert Bench(make_suite(), store).run().finished
     assert results(store) == before
@@ -96,7 +101,7 @@ def test_nothing_is_computed_twice(finished, monkeypatch):
 
 def test_changing_a_defence_keeps_the_victim(finished, monkeypatch):
     store, _ = finished
-    monkeypatch.setattr(cells_module, "fit_victim", None)
+    monkeypatch.setattr("undoor.victims.train_many", only_load)
     changed = Contender(CI, lambda known: ClusterImpurity(threshold=0.01, seed=known.seed, workers=1))
     before = results(store)
     assert Bench(make_suite(contenders=(changed,)), store).run().finished
@@ -112,7 +117,7 @@ def test_where_nothing_is_flagged_the_victim_is_the_retrained_network(finished):
     nothing = {"flagged": 0}
     experiment = Experiment(CELLS[1], make_suite().setting, store)
     assert experiment.retraining(nothing) == experiment.victim()
-    assert experiment.is_retrained(nothing)
+    assert experiment.wanted_retraining(nothing) is None
 
 
 def test_a_run_out_of_time_goes_on_to_the_same_results(finished, tmp_path):
@@ -140,6 +145,12 @@ def test_a_run_out_of_time_goes_on_to_the_same_results(finished, tmp_path):
     assert Bench(make_suite(), store).run().finished
     assert results(store) == results(finished[0])
     assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_several_at_once_give_what_one_after_another_gives(finished, tmp_path):
+    store = Store(tmp_path)
+    assert Bench(make_suite(), store, together=3).run().finished
+    assert results(store) == results(finished[0])
 
 
 def test_without_retraining(tmp_path):

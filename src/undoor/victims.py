@@ -1,8 +1,8 @@
 """Victims in files: trained once, resumed when interrupted, found again when nothing changed."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import nn
@@ -11,11 +11,41 @@ from undoor.dataset import Dataset
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.networks import NETWORKS, default_network
 from undoor.recipes import Recipe
-from undoor.training import Step, train
+from undoor.training import Job, Step, train_many
 from undoor.weights import Architecture, call_factory, load_model, read_architecture, save_model
 
 LARGE = 64
 """Pixels of height or width beyond which the networks that come with undoor are slow to train."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """A network that is wanted in a file.
+
+    Args:
+        dataset: the training set.
+        recipe: how to train.
+        path: the file, ``.safetensors``.
+        network: a name from ``undoor.networks`` or ``package.module:factory``; by default what fits the images.
+
+    """
+
+    dataset: Dataset
+    recipe: Recipe
+    path: Path
+    network: str | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an interrupted training is kept."""
+        return self.path.with_suffix(".checkpoint")
+
+    def architecture(self) -> Architecture:
+        """Return what the file will say of the network."""
+        channels, height, width = self.dataset.images.shape[1:]
+        name = self.network or default_network(height, width)
+        described = {**asdict(self.recipe), "data": self.dataset.fingerprint()}
+        return Architecture(name, (channels, height, width), self.dataset.class_names, described)
 
 
 def fit_victim(
@@ -27,46 +57,60 @@ def fit_victim(
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> nn.Module:
-    """Return the network that ``recipe`` trains on ``dataset``, kept in ``path`` (``.safetensors``).
+    """Return the network that ``recipe`` trains on ``dataset``, kept in ``path``; see ``fit_victims``."""
+    told = None if on_step is None else lambda _, step: on_step(step)
+    return fit_victims([Wanted(dataset, recipe, path, network)], overwrite=overwrite, on_step=told)[0]
 
-    If ``path`` already holds this very network, trained on this very data, it is loaded. A training that was
+
+def fit_victims(
+    wanted: Sequence[Wanted],
+    *,
+    overwrite: bool = False,
+    on_step: Callable[[int, Step], None] | None = None,
+) -> list[nn.Module]:
+    """Return networks that are kept in files; those that are missing are trained, on a GPU all at once.
+
+    If a file already holds this very network, trained on this very data, it is loaded. A training that was
     interrupted goes on from the file beside it that ends in ``.checkpoint``.
 
     Args:
-        dataset: the training set.
-        recipe: how to train.
-        path: the file.
-        network: a name from ``undoor.networks`` or ``package.module:factory``; by default what fits the images.
-        overwrite: replace another file at ``path``, or the checkpoint of another training.
-        on_step: called after every training step.
+        wanted: the networks.
+        overwrite: replace another file at a path, or the checkpoint of another training.
+        on_step: called after every training step, with the number of the training among those that are missing.
 
     """
-    if path.suffix != ".safetensors":
-        raise UndoorError(f"{path} should end in .safetensors; choose such a name for --out")
-    dataset.require_classes()
-    channels, height, width = dataset.images.shape[1:]
-    if network is None and max(height, width) > LARGE:
+    models: dict[int, nn.Module] = {}
+    jobs: dict[int, Job] = {}
+    architectures = []
+    for number, one in enumerate(wanted):
+        _require_trainable(one)
+        architectures.append(architecture := one.architecture())
+        if one.path.exists():
+            if read_architecture(one.path) == architecture:
+                models[number] = load_model(one.path, architecture.network)[0].eval()
+                continue
+            if not overwrite:
+                raise UndoorError(f"{one.path} holds another network; choose another --out or add --overwrite")
+        name = architecture.network
+        module = name if name in NETWORKS else call_factory(name)
+        jobs[number] = Job(one.dataset, one.recipe, module, one.checkpoint)
+    trained = train_many(list(jobs.values()), overwrite=overwrite, on_step=on_step)
+    for number, model in zip(jobs, trained, strict=True):
+        save_model(model, architectures[number], wanted[number].path)
+        wanted[number].checkpoint.unlink(missing_ok=True)
+        models[number] = model
+    return [models[number] for number in range(len(wanted))]
+
+
+def _require_trainable(wanted: Wanted) -> None:
+    if wanted.path.suffix != ".safetensors":
+        raise UndoorError(f"{wanted.path} should end in .safetensors; choose such a name for --out")
+    wanted.dataset.require_classes()
+    height, width = wanted.dataset.images.shape[2:]
+    if wanted.network is None and max(height, width) > LARGE:
         warnings.warn(
             f"training on images of {height}×{width} pixels takes long; add --image-size 32, "
             "or give a network of your own",
             UndoorNotice,
-            stacklevel=2,
+            stacklevel=4,
         )
-    name = network or default_network(height, width)
-    architecture = Architecture(
-        name,
-        (channels, height, width),
-        dataset.class_names,
-        {**asdict(recipe), "data": dataset.fingerprint()},
-    )
-    if path.exists():
-        if read_architecture(path) == architecture:
-            return load_model(path, name)[0].eval()
-        if not overwrite:
-            raise UndoorError(f"{path} holds another network; choose another --out or add --overwrite")
-    checkpoint = path.with_suffix(".checkpoint")
-    module = name if name in NETWORKS else call_factory(name)
-    model = train(dataset, recipe, module, checkpoint=checkpoint, overwrite=overwrite, on_step=on_step)
-    save_model(model, architecture, path)
-    checkpoint.unlink(missing_ok=True)
-    return model

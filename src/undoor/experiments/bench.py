@@ -1,14 +1,21 @@
 """Work on the cells of a suite: what is done, what is left, and when to stop."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+from undoor.classifier import default_device
 from undoor.experiments.cells import Cell, Experiment
 from undoor.experiments.store import Store
 from undoor.experiments.suites import Suite
 from undoor.training import Step
+from undoor.victims import Wanted, fit_victims
+
+Item = TypeVar("Item")
+
+TOGETHER = 16
+"""Networks that are trained at once on a GPU."""
 
 
 class OutOfTime(Exception):  # noqa: N818 - nothing went wrong
@@ -66,6 +73,7 @@ class Bench:
         store: where results are kept.
         retraining: whether networks are trained again without what was flagged.
         budget: seconds after which the run stops at the next whole epoch; None has no end.
+        together: how many networks are trained at once; on a GPU several share it.
         on_change: told whenever something begins or ends, and after every training step.
 
     """
@@ -74,18 +82,18 @@ class Bench:
     store: Store
     retraining: bool = True
     budget: float | None = None
+    together: int = field(default_factory=lambda: TOGETHER if default_device() == "cuda" else 1)
     on_change: Callable[[Board, Step | None], None] = lambda *_: None
 
     def run(self) -> Board:
         """Work on every cell until all is done or the time is spent; return what is done and what is left."""
         self._deadline = None if self.budget is None else time.monotonic() + self.budget
         self._board = board = Board({cell.name: self._progress(cell) for cell in self.suite.cells})
-        # An experiment holds its training set; it is made anew for the second round, so that one is held at a time.
         try:
-            for cell in self.suite.cells:
-                self._detection(self._experiment(cell), board.cells[cell.name])
-            for cell in self.suite.cells if self.retraining else ():
-                self._retraining(self._experiment(cell), board.cells[cell.name])
+            for group in batched(self.suite.cells, self.together):
+                self._detect([self._experiment(cell) for cell in group])
+            for group in batched(self.suite.cells, self.together) if self.retraining else ():
+                self._retrain([self._experiment(cell) for cell in group])
         except OutOfTime:
             pass
         board.running = ""
@@ -98,49 +106,70 @@ class Bench:
 
     def _experiment(self, cell: Cell) -> Experiment:
         filters = tuple(dict.fromkeys(contender.image_filter for contender in self.suite.of(cell)))
-        return Experiment(cell, self.suite.setting, self.store, filters, self._on_step)
+        return Experiment(cell, self.suite.setting, self.store, filters)
 
-    def _detection(self, experiment: Experiment, progress: Progress) -> None:
-        """Train the victim and run every defence on what it makes of its training set."""
-        self._begin(f"{experiment.cell.name}: victim")
-        with self._timed(trained=not experiment.has_victim()):
-            experiment.victim()
-        progress.victim = True
-        known = experiment.known()
-        for contender in self.suite.of(experiment.cell):
-            self._begin(f"{experiment.cell.name}: {contender.name}")
-            experiment.findings(contender, known)
-            progress.found += 1
+    def _detect(self, group: list[Experiment]) -> None:
+        """Train the victims and run every defence on what they make of their training sets."""
+        self._begin(f"{_named(group)}: victim")
+        seconds = self._train([one.wanted_victim() for one in group if not one.has_victim()])
+        for experiment in group:
+            progress = self._board.cells[experiment.cell.name]
+            experiment.victim(seconds)
+            progress.victim = True
+            known = experiment.known()
+            for contender in self.suite.of(experiment.cell):
+                self._begin(f"{experiment.cell.name}: {contender.name}")
+                experiment.findings(contender, known)
+                progress.found += 1
 
-    def _retraining(self, experiment: Experiment, progress: Progress) -> None:
+    def _retrain(self, group: list[Experiment]) -> None:
         """Train again without what each defence flagged."""
-        known = experiment.known()
-        for contender in self.suite.of(experiment.cell):
-            found = experiment.findings(contender, known)
-            if contender.retrain:
-                self._begin(f"{experiment.cell.name}: retraining without what {contender.name} flagged")
-                with self._timed(trained=not experiment.is_retrained(found)):
-                    experiment.retraining(found)
-                progress.retrained += 1
+        work = []
+        for experiment in group:
+            known = experiment.known()
+            for contender in self.suite.of(experiment.cell):
+                found = experiment.findings(contender, known)
+                if contender.retrain:
+                    work.append((experiment, contender, found))
+        for part in batched(work, self.together):
+            self._begin(", ".join(f"{one.cell.name}: without what {by.name} flagged" for one, by, _ in part))
+            wanted = [one.wanted_retraining(found) for one, _, found in part]
+            seconds = self._train([one for one in wanted if one is not None])
+            for experiment, _, found in part:
+                experiment.retraining(found, seconds)
+                self._board.cells[experiment.cell.name].retrained += 1
+
+    def _train(self, wanted: list[Wanted]) -> float | None:
+        """Train what is missing, each once; return the seconds a network took, None if there was none."""
+        missing = {one.path: one for one in wanted if not one.path.exists()}
+        if not missing:
+            return None
+        begun = time.monotonic()
+        fit_victims(list(missing.values()), on_step=self._on_step)
+        self._board.seconds_a_training = seconds = (time.monotonic() - begun) / len(missing)
+        return round(seconds, 1)
 
     def _begin(self, what: str) -> None:
         self._board.running = what
         self._check()
         self.on_change(self._board, None)
 
-    @contextmanager
-    def _timed(self, *, trained: bool) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        if trained:
-            self._board.seconds_a_training = time.monotonic() - begun
-
-    def _on_step(self, step: Step) -> None:
-        # Only at the start of an epoch is everything before it in the checkpoint.
-        if step.step == 1:
-            self._check()
+    def _on_step(self, _: int, step: Step) -> None:
         self.on_change(self._board, step)
+        # At the end of an epoch everything is in the checkpoints; after the last one the network itself is kept.
+        if step.step == step.steps and step.epoch < step.epochs:
+            self._check()
 
     def _check(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise OutOfTime
+
+
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Return the items in parts of ``size``; the last may be smaller."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _named(group: list[Experiment]) -> str:
+    names = [one.cell.name for one in group]
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"

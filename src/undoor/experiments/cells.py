@@ -2,7 +2,6 @@
 
 import platform
 import re
-import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -30,8 +29,7 @@ from undoor.metrics import attack_success_rate
 from undoor.networks import default_network
 from undoor.readers.images import encode_png
 from undoor.recipes import Recipe
-from undoor.training import Step
-from undoor.victims import fit_victim
+from undoor.victims import Wanted, fit_victims
 
 Scenario = Literal["single-source", "multiple-source", "clean"]
 ROC_POINTS = 200
@@ -142,15 +140,13 @@ class Setting:
 class Experiment:
     """A cell in its setting, with the store that keeps its results.
 
-    Every method asks the store first, so that nothing is computed twice.
+    Every method asks the store first, so that nothing is computed twice; what is missing is made.
 
     Args:
         cell: what is attacked and how.
         setting: what the cell shares with others.
         store: where results are kept.
         filters: all that will be asked for, so that one pass over the images serves them all.
-        on_step: called after every training step; may raise to stop. The training then resumes at its last
-            whole epoch.
 
     """
 
@@ -158,7 +154,6 @@ class Experiment:
     setting: Setting
     store: Store
     filters: tuple[Filter, ...] = (Average(),)
-    on_step: Callable[[Step], None] | None = None
 
     @cached_property
     def attack(self) -> Attack | None:
@@ -202,35 +197,31 @@ class Experiment:
     @cached_property
     def network(self) -> nn.Module:
         """The victim; trained if it is not in the store."""
-        return fit_victim(
-            self.training_set,
-            self.recipe,
-            self.store.path("victims", self.victim_key, ".safetensors"),
-            self.setting.network,
-            on_step=self.on_step,
-        )
+        return fit_victims([self.wanted_victim()])[0]
+
+    def wanted_victim(self) -> Wanted:
+        """Return what is to be trained as the victim."""
+        path = self.store.path("victims", self.victim_key, ".safetensors")
+        return Wanted(self.training_set, self.recipe, path, self.setting.network)
 
     def has_victim(self) -> bool:
         """Whether the victim is trained and measured."""
         return self.store.path("victims", self.victim_key).exists()
 
-    def victim(self) -> Result:
-        """Train the victim and measure it: clean accuracy, attack success, also at other sizes."""
+    def victim(self, seconds: float | None = None) -> Result:
+        """Measure the victim: clean accuracy, attack success, also at other sizes. ``seconds``: of its training."""
         known = self.store.read("victims", self.victim_key)
         if known is not None:
             return known
-        begun = time.perf_counter()
-        network = self.network
-        seconds = time.perf_counter() - begun
         return self.store.write(
             "victims",
             self.victim_key,
             {
                 **self._described(),
-                **measure(network, self.setting.test, self.attack),
-                "attack_success_by_size": self._success_by_size(network),
+                **measure(self.network, self.setting.test, self.attack),
+                "attack_success_by_size": self._success_by_size(self.network),
                 "pictures": self._pictures(),
-                "seconds": round(seconds, 1),
+                "seconds": seconds,
             },
         )
 
@@ -323,48 +314,47 @@ class Experiment:
 
     def _decisions_without(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the decisions on all training images of a network that was trained on those kept."""
-        network, _ = self._retrained(self.training_set.take(kept))
+        network = fit_victims([self._wanted(self.training_set.take(kept))])[0]
         return Classifier(network).decide(self.training_set.images)
 
-    def retraining(self, found: Result) -> Result:
+    def wanted_retraining(self, found: Result) -> Wanted | None:
+        """Return what is to be trained without what was flagged; None if that is the victim, or done."""
+        if found["flagged"] == 0 or self.store.path("retrained", retrained_key(found)).exists():
+            return None
+        return self._wanted(self._kept(found))
+
+    def _kept(self, found: Result) -> Dataset:
+        return self.training_set.take(~unpack(found["mask"], len(self.training_set)))
+
+    def _wanted(self, kept: Dataset) -> Wanted:
+        key = self._network_key(kept)
+        # Without exactly the poisoned images, a set is what it was before: the clean victim was trained on it.
+        stage = "victims" if self.store.path("victims", key, ".safetensors").exists() else "cache"
+        return Wanted(kept, self.recipe, self.store.path(stage, key, ".safetensors"), self.setting.network)
+
+    def retraining(self, found: Result, seconds: float | None = None) -> Result:
         """Train without what was flagged, and measure clean accuracy and attack success again.
 
-        The result is stored by what was kept: defences that flag the same images share one training, and
-        where nothing is flagged it is the victim.
+        Where nothing is flagged it is the victim. ``seconds``: of the training, if it is done already.
         """
         if found["flagged"] == 0:
             return self.victim()
         key = retrained_key(found)
         done = self.store.read("retrained", key)
         if done is None:
-            kept = self.training_set.take(~unpack(found["mask"], len(self.training_set)))
-            network, seconds = self._retrained(kept)
+            wanted = self._wanted(self._kept(found))
             done = self.store.write(
                 "retrained",
                 key,
                 {
                     **self._described(),
-                    **measure(network, self.setting.test, self.attack),
-                    "kept": len(kept),
-                    "seconds": round(seconds, 1),
+                    **measure(fit_victims([wanted])[0], self.setting.test, self.attack),
+                    "kept": len(wanted.dataset),
+                    "seconds": seconds,
                 },
             )
-            self.store.path("cache", self._network_key(kept), ".safetensors").unlink(missing_ok=True)
+            self.store.path("cache", wanted.path.stem, ".safetensors").unlink(missing_ok=True)
         return done
-
-    def is_retrained(self, found: Result) -> bool:
-        """Whether nothing is left to train for these findings."""
-        return found["flagged"] == 0 or self.store.path("retrained", retrained_key(found)).exists()
-
-    def _retrained(self, kept: Dataset) -> tuple[nn.Module, float]:
-        """Return the network that is trained on what was kept, and the seconds it took."""
-        begun = time.perf_counter()
-        key = self._network_key(kept)
-        # Without exactly the poisoned images, a set is what it was before: the clean victim was trained on it.
-        stage = "victims" if self.store.path("victims", key, ".safetensors").exists() else "cache"
-        path = self.store.path(stage, key, ".safetensors")
-        network = fit_victim(kept, self.recipe, path, self.setting.network, on_step=self.on_step)
-        return network, time.perf_counter() - begun
 
 
 def slug(name: str) -> str:
