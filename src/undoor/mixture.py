@@ -8,20 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """How mixtures are fitted; the defaults are those of the method's author.
+    """How mixtures are fitted; the defaults are those of the method's author, but for the restarts.
 
     Args:
         max_components: the largest K that is tried.
         patience: stop after this many values of K in a row without a lower criterion.
         regularisation: added to the diagonal of every covariance, in squared feature units.
         iterations: of EM, at most.
-        restarts: k-means starts for every K, of which the likeliest fit is kept.
+        restarts: starts of EM for every K, of which the likeliest fit is kept. Fits with nearly the same
+            likelihood can isolate a poisoned cluster very differently, and one start often misses the likeliest.
 
     """
 
@@ -29,7 +31,7 @@ class MixtureSettings:
     patience: int = 2
     regularisation: float = 1e-3
     iterations: int = 100
-    restarts: int = 1
+    restarts: int = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,23 +76,61 @@ def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int)
     rows = features[order].astype(np.float64)
     distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
 
+    whitened = whiten(rows, settings.regularisation)
+
     criteria: list[float] = []
     best = np.zeros(n, dtype=np.int64)
     for k in range(1, min(settings.max_components, distinct) + 1):
         if len(criteria) - 1 - int(np.argmin(criteria or [0.0])) >= settings.patience:
             break
-        mixture = GaussianMixture(
-            k,
-            reg_covar=settings.regularisation,
-            max_iter=settings.iterations,
-            n_init=settings.restarts,
-            random_state=seed,
-        )
-        with warnings.catch_warnings():
-            # Stopping EM after a set number of iterations is part of the method, not an accident.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(rows)
+        starts = range(seed, seed + (settings.restarts if k > 1 else 1))
+        fits = [_fit(rows, _start(whitened, k, start), settings) for start in starts]
+        mixture = max(fits, key=lambda fit: float(fit.lower_bound_))
         criteria.append(bic(float(mixture.score(rows)) * n, k, n, t))
         if criteria[-1] == min(criteria):
             best[order] = mixture.predict(rows)
     return Clustering(best, tuple(criteria))
+
+
+def whiten(rows: NDArray[np.float64], regularisation: float) -> NDArray[np.float64]:
+    """Return (n, t) rows in their principal components, each divided by √(variance + ``regularisation``).
+
+    The likelihood of full covariances does not know in which directions the rows spread widely; distances do.
+    After whitening, k-means does not overlook a cluster that lies apart in a direction of small variance.
+    """
+    centred = rows - rows.mean(axis=0)
+    variances, axes = np.linalg.eigh(centred.T @ centred / len(rows))
+    whitened: NDArray[np.float64] = centred @ axes / np.sqrt(np.maximum(variances, 0) + regularisation)
+    return whitened
+
+
+def _start(whitened: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
+    if k == 1:
+        return np.zeros(len(whitened), dtype=np.int64)
+    with warnings.catch_warnings():
+        # Rows that differ in their last bits only can coincide after whitening: then fewer clusters are found.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels: NDArray[np.int64] = KMeans(k, n_init=1, random_state=seed).fit_predict(whitened)
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _fit(rows: NDArray[np.float64], labels: NDArray[np.int64], settings: MixtureSettings) -> GaussianMixture:
+    """Run EM from the weights, means and covariances of labelled rows, (n, t) and (n,)."""
+    sizes = np.bincount(labels)
+    parts = [rows[labels == k] for k in range(len(sizes))]
+    covariances = [np.cov(part, rowvar=False, bias=True).reshape(rows.shape[1], -1) for part in parts]
+    ridge = settings.regularisation * np.eye(rows.shape[1])
+    mixture = GaussianMixture(
+        len(sizes),
+        reg_covar=settings.regularisation,
+        max_iter=settings.iterations,
+        weights_init=sizes / len(rows),
+        means_init=np.stack([part.mean(axis=0) for part in parts]),
+        precisions_init=np.stack([np.linalg.inv(covariance + ridge) for covariance in covariances]),
+        init_params="random",  # all three are given; this is the cheapest to be thrown away
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        # Stopping EM after a set number of iterations is part of the method, not an accident.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(rows)

@@ -130,7 +130,7 @@ def suite(
     if name == "quick":
         digits = read("digits"), read("digits", split="test")
         setting = Setting(
-            "quick", "digits", *digits, "7", "0", 300, recipe(preset or "fast", epochs=epochs or 10),
+            "quick", "digits", *digits, "7", "0", 500, recipe(preset or "fast", epochs=epochs or 10),
             test_sizes=SINGLE_SIZES,
         )  # fmt: skip
         ablations = (*ABLATIONS, EXRE)
