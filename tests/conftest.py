@@ -9,8 +9,12 @@ import torch
 
 from undoor.dataset import Dataset, row_ids
 from undoor.evidence import Evidence, Outputs
+from undoor.mixture import MixtureSettings
 from undoor.recipes import PRESETS
 from undoor.training import train
+
+QUICKLY: dict = {"mixture": MixtureSettings(restarts=1), "workers": 1}
+"""For Cluster Impurity: enough for clusters that lie as far apart as the planted ones."""
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from conftest import make_dataset
+from conftest import QUICKLY, make_dataset
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import perfect_filter, random_filter
 from undoor.errors import UndoorError
@@ -19,8 +19,8 @@ from undoor.recipes import PRESETS
 
 CELLS = (Cell("multiple-source", 0.4, ablations=True), Cell("clean"))
 TRIED = (
-    Contender(CI, lambda known: ClusterImpurity(seed=known.seed, workers=1), retrain=True),
-    Contender("median", lambda known: ClusterImpurity(seed=known.seed, workers=1), image_filter=Median(3)),
+    Contender(CI, lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), retrain=True),
+    Contender("median", lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), image_filter=Median(3)),
     Contender("random filter", lambda known: partial(random_filter, count=7, seed=known.seed), retrain=True),
     Contender("perfect filter", lambda known: partial(perfect_filter, poisoned=known.poisoned), True, True),
 )

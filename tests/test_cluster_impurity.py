@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, entropy
 
-from conftest import one_hot, plant
+from conftest import QUICKLY, one_hot, plant
 from undoor.dataset import row_ids
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.defenses.training_set.cluster_impurity import THRESHOLDS, certain_share, confident_changes, impurity
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
+from undoor.mixture import MixtureSettings
 from undoor.readers.cifar import CIFAR10
 
 
@@ -54,7 +55,7 @@ def by_size(findings, size):
 
 
 def test_counts_of_the_conditioned_and_the_unconditioned_form():
-    conditioned = ClusterImpurity.poster(workers=1)(two_clusters())
+    conditioned = ClusterImpurity.poster(**QUICKLY)(two_clusters())
     far, near = by_size(conditioned, 20), by_size(conditioned, 40)
     assert (far["examined"], near["examined"]) == (19, 38)
     assert far["changed"] == pytest.approx(15 / 19)
@@ -64,7 +65,7 @@ def test_counts_of_the_conditioned_and_the_unconditioned_form():
     assert far["flagged"]
     assert not near["flagged"]
 
-    every = ClusterImpurity.authors_code(workers=1)(two_clusters())
+    every = ClusterImpurity.authors_code(**QUICKLY)(two_clusters())
     far, near = by_size(every, 20), by_size(every, 40)
     assert (far["examined"], near["examined"]) == (20, 40)
     assert far["impurity"] == pytest.approx(-np.log(4 / 20))
@@ -75,15 +76,15 @@ def test_single_clusters_are_examined_unless_skipped():
     evidence = two_clusters()
     filtered = Outputs(evidence.plain.features, one_hot(np.zeros(100, dtype=int), 2))
     evidence = Evidence(evidence.plain, {"h": filtered}, evidence.labels, evidence.ids, evidence.class_names)
-    assert ClusterImpurity.poster(workers=1)(evidence).classes_flagged == ("one",)
-    assert ClusterImpurity.poster(workers=1, skip_single=True)(evidence).classes_flagged == ()
+    assert ClusterImpurity.poster(**QUICKLY)(evidence).classes_flagged == ("one",)
+    assert ClusterImpurity.poster(**QUICKLY, skip_single=True)(evidence).classes_flagged == ()
 
 
 def test_a_cluster_without_a_decision_to_examine_is_left_alone():
     evidence = two_clusters()
     plain = Outputs(evidence.plain.features, one_hot(1 - evidence.labels, 2))
     nobody = Evidence(plain, evidence.filtered, evidence.labels, evidence.ids, evidence.class_names)
-    findings = ClusterImpurity(workers=1)(nobody)
+    findings = ClusterImpurity(**QUICKLY)(nobody)
     assert (findings.clusters["examined"] == 0).all()
     assert findings.verdict == "clean"
 
@@ -117,8 +118,8 @@ def test_small_clusters_are_not_flagged_by_chance():
 
 def test_thresholds_belong_to_the_decisions():
     evidence = two_clusters()
-    assert ClusterImpurity(workers=1)(evidence).threshold == 0.15
-    assert ClusterImpurity.poster(workers=1)(evidence).threshold == 0.5
+    assert ClusterImpurity(**QUICKLY)(evidence).threshold == 0.15
+    assert ClusterImpurity.poster(**QUICKLY)(evidence).threshold == 0.5
     assert ClusterImpurity(threshold=0.7, workers=1)(evidence).threshold == 0.7
     with pytest.raises(UndoorError, match="above 0"):
         ClusterImpurity(threshold=0.0)
@@ -135,10 +136,10 @@ def test_filter_is_chosen_by_name(planted):
         planted.evidence.ids,
         planted.evidence.class_names,
     )
-    assert ClusterImpurity(workers=1)(both).verdict == "clean"
-    assert ClusterImpurity(workers=1, filter_name="planted")(both).verdict == "poisoned"
+    assert ClusterImpurity(**QUICKLY)(both).verdict == "clean"
+    assert ClusterImpurity(**QUICKLY, filter_name="planted")(both).verdict == "poisoned"
     with pytest.raises(UndoorError, match="no outputs for the filter 'median'; it has nothing, planted"):
-        ClusterImpurity(workers=1, filter_name="median")(both)
+        ClusterImpurity(**QUICKLY, filter_name="median")(both)
 
 
 def test_processes_give_what_one_process_gives():
@@ -173,7 +174,7 @@ def test_scale_of_the_logits_does_not_matter(factor):
     noise = np.random.default_rng(0).normal(size=evidence.plain.logits.shape)
     filtered = {"h": replace(evidence.filtered["planted"], logits=evidence.filtered["planted"].logits + noise)}
     evidence = replace(evidence, filtered=filtered)
-    one, other = (ClusterImpurity(workers=1)(e) for e in (evidence, with_temperature(evidence, factor)))
+    one, other = (ClusterImpurity(**QUICKLY)(e) for e in (evidence, with_temperature(evidence, factor)))
     assert one.verdict == "poisoned"
     pd.testing.assert_frame_equal(one.samples, other.samples)
     pd.testing.assert_frame_equal(one.clusters, other.clusters)
@@ -181,7 +182,7 @@ def test_scale_of_the_logits_does_not_matter(factor):
 
 def test_real_victim(real_data):
     evidence, poisoned = real_evidence(real_data / "evidence" / "cifar10-multiple-source-0.25.npz")
-    findings = ClusterImpurity()(evidence).against(poisoned)
+    findings = ClusterImpurity(mixture=MixtureSettings(restarts=3))(evidence).against(poisoned)
     assert findings.classes_flagged == ("bird",)
     assert findings.truth["tpr"] > 0.97
     assert findings.truth["fpr_all_classes"] < 0.001
@@ -192,7 +193,10 @@ def test_real_victim(real_data):
 
 def test_real_clean_victim(real_data):
     evidence, _ = real_evidence(real_data / "evidence" / "cifar10-clean.npz")
-    findings = ClusterImpurity()(evidence)
+    clusterings = ClusterImpurity(mixture=MixtureSettings(restarts=1)).cluster(evidence)
+    findings = ClusterImpurity()(evidence, clusterings)
     assert findings.verdict == "clean"
     assert findings.clusters["impurity"].max() < findings.threshold / 5
-    assert ClusterImpurity.poster()(evidence).verdict == "poisoned"  # the plain decision gives a false alarm
+    assert (
+        ClusterImpurity.poster()(evidence, clusterings).verdict == "poisoned"
+    )  # the plain decision gives a false alarm

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import one_hot, permuted, plant
+from conftest import QUICKLY, one_hot, permuted, plant
 from undoor.dataset import row_ids
 from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
 from undoor.evidence import Evidence, Outputs
@@ -15,9 +15,9 @@ from undoor.findings import CLUSTER_COLUMNS, SAMPLE_COLUMNS
 
 # These leave a clean set alone and flag nothing but the poisoned class.
 STRICT = {
-    "cluster impurity": ClusterImpurity(workers=1),
-    "cluster impurity, the poster's": ClusterImpurity.poster(workers=1),
-    "cluster impurity, the authors' code's": ClusterImpurity.authors_code(workers=1),
+    "cluster impurity": ClusterImpurity(**QUICKLY),
+    "cluster impurity, the poster's": ClusterImpurity.poster(**QUICKLY),
+    "cluster impurity, the authors' code's": ClusterImpurity.authors_code(**QUICKLY),
 }
 
 

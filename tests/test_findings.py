@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 import undoor
+from conftest import QUICKLY
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.errors import UndoorError
 from undoor.findings import read_ids, refuse_findings
@@ -16,7 +17,7 @@ FILES = {"samples.parquet", "clusters.parquet", "summary.json", "keep.txt", "dro
 
 @pytest.fixture
 def findings(planted):
-    return ClusterImpurity(workers=1)(planted.evidence).against(planted.poisoned)
+    return ClusterImpurity(**QUICKLY)(planted.evidence).against(planted.poisoned)
 
 
 def test_files_of_the_contract(tmp_path, findings):

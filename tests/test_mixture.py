@@ -5,7 +5,7 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from undoor.mixture import MixtureSettings, bic, cluster
+from undoor.mixture import MixtureSettings, bic, cluster, whiten
 
 
 def blobs(sizes, dimensions=3, distance=12.0, seed=0):
@@ -74,10 +74,27 @@ def test_real_features_agree_with_scikit_learn(real_data):
     with np.load(real_data / "evidence" / "cifar10-multiple-source-0.25.npz") as file:
         bird = file["labels"] == 2
         features, poisoned = file["features"][bird].astype(np.float32), file["poisoned"][bird]
-    found = cluster(features, MixtureSettings(max_components=4), 0)
+    found = cluster(features, MixtureSettings(max_components=4, restarts=3), 0)
     rows = features.astype(np.float64)
     mixture = GaussianMixture(found.components, reg_covar=1e-3, random_state=0).fit(rows)
     n = len(rows)
     assert found.criteria[found.components - 1] == pytest.approx(mixture.bic(rows) / 2 + np.log(n) / 2, rel=1e-3)
     best = max(np.bincount(found.assignments[poisoned]))
     assert best >= 970
+
+
+def test_more_starts_find_a_likelier_mixture_and_small_classes_get_more():
+    assert [MixtureSettings().starts(n) for n in (1, 900, 2000, 5000, 10**6)] == [20, 20, 10, 5, 5]
+    assert MixtureSettings(restarts=3).starts(10) == 3
+    generator = np.random.default_rng(0)
+    features = np.concatenate([generator.normal(size=(60, 6)) + 3 * row for row in np.eye(6)]).astype(np.float32)
+    one, many = (cluster(features, MixtureSettings(restarts=n, max_components=4), 0) for n in (1, 20))
+    assert all(b <= a for a, b in zip(one.criteria, many.criteria, strict=False))
+    assert min(many.criteria) < min(one.criteria) or many.criteria == one.criteria
+
+
+def test_whitened_features_spread_alike_in_every_direction():
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(4000, 3)) * [1.0, 100.0, 0.1] @ np.linalg.qr(generator.normal(size=(3, 3)))[0]
+    assert np.cov(whiten(rows, 0.0), rowvar=False) == pytest.approx(np.eye(3), abs=1e-2)
+    assert np.abs(whiten(np.ones((5, 3)), 1e-3)).max() == 0

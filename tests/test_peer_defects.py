@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
-from conftest import Linear, make_dataset, one_hot, permuted, plant
+from conftest import QUICKLY, Linear, make_dataset, one_hot, permuted, plant
 from undoor.classifier import Classifier
 from undoor.dataset import row_ids
 from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
@@ -67,7 +67,7 @@ def test_a_cluster_that_loses_every_decision_has_a_finite_impurity():
     evidence = plant().evidence
     nobody = Outputs(evidence.plain.features, -evidence.plain.logits)
     after = Evidence(evidence.plain, {"h": nobody}, evidence.labels, evidence.ids, evidence.class_names)
-    findings = ClusterImpurity.poster(workers=1)(after)
+    findings = ClusterImpurity.poster(**QUICKLY)(after)
     assert np.isfinite(findings.clusters["impurity"]).all()
     assert findings.clusters["flagged"].all()
     assert findings.flagged.all()
@@ -173,7 +173,7 @@ def test_spectral_signatures_take_the_same_share_whatever_the_truth():
     assert oracle.flagged.sum() == 135
 
 
-@pytest.mark.parametrize("defense", [SpectralSignatures(0.15), ActivationClustering(), ClusterImpurity(workers=1)])
+@pytest.mark.parametrize("defense", [SpectralSignatures(0.15), ActivationClustering(), ClusterImpurity(**QUICKLY)])
 def test_findings_come_from_all_classes_and_do_not_change_with_the_truth(defense):
     planted = plant()
     findings = defense(planted.evidence)

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 import undoor
-from conftest import make_dataset, plant
+from conftest import QUICKLY, make_dataset, plant
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.filters import Average
 from undoor.report import SHEET, render_report
@@ -28,7 +28,7 @@ def parsed(planted, names=("class0", "class1", "class2", "class3")):
     images = np.resize(make_dataset(channels=3).images, (n, 3, 12, 12))
     dataset = undoor.Dataset(images, planted.evidence.labels, names, planted.evidence.ids)
     evidence = replace(planted.evidence, class_names=names)
-    findings = ClusterImpurity(workers=1)(evidence).against(planted.poisoned)
+    findings = ClusterImpurity(**QUICKLY)(evidence).against(planted.poisoned)
     collector = Collector()
     html = render_report(findings, dataset, Average())
     collector.feed(html)

@@ -12,6 +12,9 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+ROWS = 20_000
+"""Rows that the starts of EM go through for every K, by default."""
+
 
 @dataclass(frozen=True)
 class MixtureSettings:
@@ -24,6 +27,7 @@ class MixtureSettings:
         iterations: of EM, at most.
         restarts: starts of EM for every K, of which the likeliest fit is kept. Fits with nearly the same
             likelihood can isolate a poisoned cluster very differently, and one start often misses the likeliest.
+            None takes as many as go through ``ROWS`` rows, but 5 to 20: small classes need more, and cost less.
 
     """
 
@@ -31,7 +35,11 @@ class MixtureSettings:
     patience: int = 2
     regularisation: float = 1e-3
     iterations: int = 100
-    restarts: int = 5
+    restarts: int | None = None
+
+    def starts(self, n: int) -> int:
+        """Return the number of starts for n rows."""
+        return self.restarts or min(max(ROWS // n, 5), 20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +91,7 @@ def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int)
     for k in range(1, min(settings.max_components, distinct) + 1):
         if len(criteria) - 1 - int(np.argmin(criteria or [0.0])) >= settings.patience:
             break
-        starts = range(seed, seed + (settings.restarts if k > 1 else 1))
+        starts = range(seed, seed + (settings.starts(n) if k > 1 else 1))
         fits = [_fit(rows, _start(whitened, k, start), settings) for start in starts]
         mixture = max(fits, key=lambda fit: float(fit.lower_bound_))
         criteria.append(bic(float(mixture.score(rows)) * n, k, n, t))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
+from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
 import undoor.classifier
@@ -408,6 +408,7 @@ def _condensed(found: Findings, poisoned: NDArray[np.bool_]) -> Result:
         {**row, "poisoned": int(held.get((row["class"], row["cluster"]), 0))}
         for row in found.clusters.to_dict("records")
     ]
+    score, target = samples["score"].to_numpy(), samples["label"].isin(samples["label"][poisoned])
     return {
         "defense": found.defense,
         "settings": dict(found.settings),
@@ -416,8 +417,9 @@ def _condensed(found: Findings, poisoned: NDArray[np.bool_]) -> Result:
         "samples": len(samples),
         "classes_flagged": list(found.classes_flagged),
         "truth": found.truth,
+        "auroc_target_class": float(roc_auc_score(poisoned[target], score[target])) if poisoned.any() else None,
         "clusters": [{name: _item(value) for name, value in row.items()} for row in clusters],
-        "roc": _roc(samples["score"].to_numpy(), poisoned),
+        "roc": _roc(score, poisoned),
         "mask": pack(found.flagged),
         "seconds": round(sum(found.seconds.values()), 3),
     }
