@@ -85,7 +85,7 @@ def add_found(store, cell, contender, tp=0, fp=0, *, suite="paper", data="CIFAR-
             "threshold": 0.5, "classes_flagged": ["0"] if flagged.any() else [], "mask": pack(flagged),
             "clusters": clusters if contender.startswith("CI") else [],
             "roc": [[0.0, 0.0], [0.001, tp / poisons], [0.1, 1.0], [1.0, 1.0]] if poisons else [],
-            "seconds": 1.0,
+            "seconds": 1.0, "auroc_target_class": 0.98 if poisons else None,
             "truth": {
                 "tp": tp, "fp": fp, "fn": poisons - tp, "tn": CLEAN - fp, "tpr": tp / poisons if poisons else None,
                 "fpr_target_class": min(fp, 100) / 100 if poisons else None, "fpr_all_classes": fp / CLEAN,
@@ -305,3 +305,14 @@ def test_only_the_paper_suite_is_compared_with_the_paper(tmp_path):
     content = (tmp_path / "README.md").read_text()
     assert "difference" not in content
     assert json.dumps(published.TABLE_2[0.25]["CI"].tpr) not in content
+
+
+def test_networks_that_are_there_are_listed(tmp_path):
+    store = Store(tmp_path)
+    for seed in (0, 1):
+        add_victim(store, Cell("clean", seed=seed))
+    (store.root / "victims" / "v-clean-s1.safetensors").write_bytes(b"")
+    write_report(store, "paper", dpi=20)
+    readme = (tmp_path / "README.md").read_text()
+    assert "(victims/v-clean-s1.safetensors)" in readme
+    assert "(victims/v-clean-s0.safetensors)" not in readme

@@ -96,7 +96,6 @@ class Contender:
         oracle: whether the settings rest on something no defender knows.
         retrain: whether the network is trained again without what is flagged.
         image_filter: whose outputs the defence sees.
-        ablation: tried only in cells with ablations.
 
     """
 
@@ -105,7 +104,6 @@ class Contender:
     oracle: bool = False
     retrain: bool = False
     image_filter: Filter = Average()  # noqa: RUF009 - frozen
-    ablation: bool = False
 
 
 @dataclass(frozen=True)

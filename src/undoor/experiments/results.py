@@ -42,6 +42,8 @@ Rates lie between 0 and 1. With several seeds: median (lowest–highest), or one
 {MISSING}: not there yet, or not defined.
 **oracle**: a setting that rests on something no defender knows (the target class, the poisoning rate, the truth).
 The false-positive rate is given twice: among clean images of the target class, and among clean images of all classes.
+So is the area under the ROC curve: among all images, and among those of the target class. The first flatters oracle
+settings, which leave all other classes alone.
 {UNSURE} the attack success rate (ASR) is below {WORKING} with some seed: the attack does not work, and what is in
 italics says nothing about a defence."""
 
@@ -67,6 +69,7 @@ def write_report(store: Store, suite_name: str, expected: Sequence[str] = (), *,
         suffix = "" if len(every) == 1 else "-" + digest({"setting": results.setting})[:6]
         figures = write_figures(store.root / "figures", results, suffix, dpi)
         parts += _sections(results, suite_name, expected)
+        parts += ["### The networks", _networks(store, results)]
         parts += ["### Figures", *(f"![{name}](figures/{name}.svg)\n\n{caption}" for name, caption in figures)]
     notes = store.root / "notes.md"
     if notes.exists():
@@ -193,14 +196,15 @@ def _every_cell(results: Results) -> Iterator[str]:
 
 def _defences(found: pd.DataFrame, attacked: pd.DataFrame) -> str:
     """Return one row a defence; the controls are always there."""
-    header = ["defence", "TPR", "FPR, target class", "FPR, all classes", "AUROC", "precision"]
+    header = ["defence", "TPR", "FPR, target class", "FPR, all classes", "AUROC", "AUROC, target class", "precision"]
     header += ["ASR before", "ASR after", "accuracy before", "accuracy after", "seconds"]
     names = list(dict.fromkeys([*found["defense"], "random filter", "perfect filter"]))
     lines = []
     for name in names:
         rows, n = found[found["defense"] == name], len(attacked)
         line = [_named(name, name == "perfect filter" or bool(rows["oracle"].any())), *_rates(rows, n)]
-        line += [shown(rows["auroc"], 4, n), shown(rows["precision"], 3, n), _success(attacked)]
+        line += [shown(rows[name], 4, n) for name in ("auroc", "auroc_target_class")]
+        line += [shown(rows["precision"], 3, n), _success(attacked)]
         line += [shown(rows["retrained_attack_success_rate"], 4, n), shown(attacked["clean_accuracy"], 4)]
         line += [shown(rows["retrained_clean_accuracy"], 4, n), shown(rows["seconds"], 1, n)]
         lines.append(line if works(attacked) else _doubtful(line))
@@ -291,6 +295,21 @@ def _margins(results: Results) -> str:
                     line += [shown(rows[column], 0) for column in ("poisons_in_poisoned_clusters", "clusters")]
                     lines.append(line if scenario == "clean" or works(attacked) else _doubtful(line))
     return _table(header, lines) + _rests_on(results.cells[results.cells["defense"].isin(MARGINS)])
+
+
+def _networks(store: Store, results: Results) -> str:
+    """Return where each victim lies, so that detection can be repeated without training."""
+    lines = []
+    for key in results.victims["victim"]:
+        if store.path("victims", key, ".safetensors").exists():
+            row = results.victims[results.victims["victim"] == key]
+            line = [text(row["cell"].iloc[0]), f"[{key}](victims/{key}.safetensors)", _success(row)]
+            lines.append([*line, shown(row["clean_accuracy"], 4)])
+    return (
+        "The command that made these results, given again with this folder, repeats the detection on these networks "
+        "without training them; `undoor scan` takes any of them as `--model`.\n\n"
+        + _table(["cell", "file", "ASR", "clean accuracy"], lines)
+    )
 
 
 def _success(attacked: pd.DataFrame) -> str:

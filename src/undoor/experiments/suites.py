@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from undoor.dataset import Dataset
 from undoor.defenses.training_set.activation_clustering import AUTHORS_2020, ActivationClustering
@@ -172,4 +173,4 @@ JPEG_COPY = "cca02df3cfeba1edddc9e03355c491a1"
 def _data_name(train: Dataset, source: str) -> str:
     if train.fingerprint() == JPEG_COPY:
         return "CIFAR-10 (JPEG q75)"
-    return f"{source} ({train.fingerprint()[:8]})"
+    return f"{Path(source).name} ({train.fingerprint()[:8]})"

@@ -27,7 +27,8 @@ EXTRAS = {
     "cell": _TEXT, "keep_originals": _FLAG, "sources": _TEXT, "target": _TEXT, "network": _TEXT, "epochs": _WHOLE,
     "setting": _TEXT, "filter": _TEXT, "threshold": _REAL, "samples": _WHOLE, "flagged": _WHOLE, "precision": _REAL,
     "classes_flagged": _TEXT, "retrain": _FLAG, "clusters": _WHOLE, "highest_clean_impurity": _REAL,
-    "lowest_poisoned_impurity": _REAL, "poisons_in_poisoned_clusters": _WHOLE, "torch": _TEXT, "versions": _TEXT,
+    "lowest_poisoned_impurity": _REAL, "poisons_in_poisoned_clusters": _WHOLE, "auroc_target_class": _REAL,
+    "victim": _TEXT, "torch": _TEXT, "versions": _TEXT,
 }  # fmt: skip
 """Further columns of ``cells.parquet``."""
 
@@ -59,7 +60,7 @@ def read_results(store: Store, suite: str) -> list[Results]:
     """Return the results of a suite, one for each setting; the one with most victims first."""
     victims = store.all("victims")
     retrained = store.all("retrained")
-    attacked = [victim for victim in victims.values() if victim["suite"] == suite]
+    attacked = [{**victim, "victim": key} for key, victim in victims.items() if victim["suite"] == suite]
     found = [one for one in store.all("findings").values() if one["suite"] == suite]
     # Defences come in the order of their names, those that know too much after those that do not.
     found.sort(key=lambda one: (_position(one["cell"]), one["oracle"], one["contender"]))
@@ -115,6 +116,7 @@ def _victim_row(result: Result) -> Result:
         "suite": result["suite"],
         **{name: cell[name] for name in ("scenario", "size", "seed", "keep_originals")},
         "cell": result["name"],
+        "victim": result["victim"],
         "count": 0 if attack is None else attack["count"],
         "sources": None if attack is None else ", ".join(attack["sources"]),
         "target": None if attack is None else attack["target"],
@@ -140,6 +142,7 @@ def _found_row(result: Result, victims: dict[str, Result], retrained: dict[str, 
         **result["truth"],
         **margin(result),
         **{name: result[name] for name in ("filter", "threshold", "samples", "flagged", "oracle", "retrain")},
+        "auroc_target_class": result["auroc_target_class"],
         "defense": result["contender"],
         "classes_flagged": ", ".join(result["classes_flagged"]),
         "clean_accuracy": victim.get("clean_accuracy"),
