@@ -182,7 +182,7 @@ def test_scale_of_the_logits_does_not_matter(factor):
 
 def test_real_victim(real_data):
     evidence, poisoned = real_evidence(real_data / "evidence" / "cifar10-multiple-source-0.25.npz")
-    findings = ClusterImpurity(mixture=MixtureSettings(restarts=3))(evidence).against(poisoned)
+    findings = ClusterImpurity()(evidence).against(poisoned)
     assert findings.classes_flagged == ("bird",)
     assert findings.truth["tpr"] > 0.97
     assert findings.truth["fpr_all_classes"] < 0.001

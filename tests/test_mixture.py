@@ -5,7 +5,7 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from undoor.mixture import MixtureSettings, bic, cluster, whiten
+from undoor.mixture import MixtureSettings, bic, cluster, hierarchy, whiten
 
 
 def blobs(sizes, dimensions=3, distance=12.0, seed=0):
@@ -74,7 +74,7 @@ def test_real_features_agree_with_scikit_learn(real_data):
     with np.load(real_data / "evidence" / "cifar10-multiple-source-0.25.npz") as file:
         bird = file["labels"] == 2
         features, poisoned = file["features"][bird].astype(np.float32), file["poisoned"][bird]
-    found = cluster(features, MixtureSettings(max_components=4, restarts=3), 0)
+    found = cluster(features, MixtureSettings(max_components=4), 0)
     rows = features.astype(np.float64)
     mixture = GaussianMixture(found.components, reg_covar=1e-3, random_state=0).fit(rows)
     n = len(rows)
@@ -83,14 +83,34 @@ def test_real_features_agree_with_scikit_learn(real_data):
     assert best >= 970
 
 
-def test_more_starts_find_a_likelier_mixture_and_small_classes_get_more():
-    assert [MixtureSettings().starts(n) for n in (1, 900, 2000, 5000, 10**6)] == [20, 20, 10, 5, 5]
-    assert MixtureSettings(restarts=3).starts(10) == 3
+def test_merging_follows_the_likelihood():
+    """Against a plain computation: at each step every pair is tried, from the covariances of all rows."""
     generator = np.random.default_rng(0)
-    features = np.concatenate([generator.normal(size=(60, 6)) + 3 * row for row in np.eye(6)]).astype(np.float32)
-    one, many = (cluster(features, MixtureSettings(restarts=n, max_components=4), 0) for n in (1, 20))
-    assert all(b <= a for a, b in zip(one.criteria, many.criteria, strict=False))
-    assert min(many.criteria) < min(one.criteria) or many.criteria == one.criteria
+    rows = generator.normal(size=(80, 3)) * [1, 2, 0.5]
+    labels = generator.integers(0, 7, 80)
+    partitions = hierarchy(rows, labels, 1e-3)
+    assert sorted(partitions) == list(range(1, 8))
+
+    def cost(labels):
+        parts = [rows[labels == part] for part in np.unique(labels)]
+        return sum(len(x) * np.linalg.slogdet(np.cov(x.T, bias=True) + 1e-3 * np.eye(3))[1] for x in parts)
+
+    for k in range(7, 1, -1):
+        now = partitions[k]
+        tried = [np.where(now == b, a, now) for a in range(k) for b in range(a + 1, k)]
+        assert cost(partitions[k - 1]) == pytest.approx(min(map(cost, tried)), rel=1e-9)
+        assert len(np.unique(partitions[k - 1])) == k - 1
+
+
+def test_a_cluster_of_several_groups_is_kept_together():
+    """One class, and eight small groups far from it and from each other: of two clusters, one is the class."""
+    generator = np.random.default_rng(0)
+    groups = [generator.normal(size=(30, 8)) + 9 * np.eye(8)[k] + 6 for k in range(8)]
+    features = np.concatenate([generator.normal(size=(300, 8)), *groups]).astype(np.float32)
+    truth = np.arange(540) >= 300
+    found = cluster(features, MixtureSettings(max_components=2, restarts=1), 0)
+    assert found.components == 2
+    assert len(np.unique(found.assignments[truth])) == len(np.unique(found.assignments[~truth])) == 1
 
 
 def test_whitened_features_spread_alike_in_every_direction():

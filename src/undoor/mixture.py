@@ -12,8 +12,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-ROWS = 20_000
-"""Rows that the starts of EM go through for every K, by default."""
+PARTS = 24
+"""Small clusters from which a hierarchy of partitions begins."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class MixtureSettings:
         patience: stop after this many values of K in a row without a lower criterion.
         regularisation: added to the diagonal of every covariance, in squared feature units.
         iterations: of EM, at most.
-        restarts: starts of EM for every K, of which the likeliest fit is kept. Fits with nearly the same
-            likelihood can isolate a poisoned cluster very differently, and one start often misses the likeliest.
-            None takes as many as go through ``ROWS`` rows, but 5 to 20: small classes need more, and cost less.
+        restarts: hierarchies of partitions from which EM starts for every K; the likeliest fit is kept. Fits with
+            nearly the same likelihood can isolate a poisoned cluster very differently.
 
     """
 
@@ -35,11 +34,7 @@ class MixtureSettings:
     patience: int = 2
     regularisation: float = 1e-3
     iterations: int = 100
-    restarts: int | None = None
-
-    def starts(self, n: int) -> int:
-        """Return the number of starts for n rows."""
-        return self.restarts or min(max(ROWS // n, 5), 20)
+    restarts: int = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +80,18 @@ def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int)
     distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
 
     whitened = whiten(rows, settings.regularisation)
+    parts = min(max(PARTS, settings.max_components), distinct)
+    starts = [
+        hierarchy(rows, _parts(whitened, parts, seed + restart), settings.regularisation)
+        for restart in range(settings.restarts)
+    ]
 
     criteria: list[float] = []
     best = np.zeros(n, dtype=np.int64)
-    for k in range(1, min(settings.max_components, distinct) + 1):
+    for k in range(1, min(settings.max_components, *map(len, starts)) + 1):
         if len(criteria) - 1 - int(np.argmin(criteria or [0.0])) >= settings.patience:
             break
-        starts = range(seed, seed + (settings.starts(n) if k > 1 else 1))
-        fits = [_fit(rows, _start(whitened, k, start), settings) for start in starts]
+        fits = [_fit(rows, start[k], settings) for start in (starts if k > 1 else starts[:1])]
         mixture = max(fits, key=lambda fit: float(fit.lower_bound_))
         criteria.append(bic(float(mixture.score(rows)) * n, k, n, t))
         if criteria[-1] == min(criteria):
@@ -112,9 +111,67 @@ def whiten(rows: NDArray[np.float64], regularisation: float) -> NDArray[np.float
     return whitened
 
 
-def _start(whitened: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
-    if k == 1:
-        return np.zeros(len(whitened), dtype=np.int64)
+def hierarchy(
+    rows: NDArray[np.float64], labels: NDArray[np.int64], regularisation: float
+) -> dict[int, NDArray[np.int64]]:
+    """Return a partition of the rows into K clusters for every K, made by merging small clusters two by two.
+
+    Each step merges the pair whose union costs the least likelihood: that raises Σ n log |S + regularisation · I|
+    least, with the sizes n and covariances S of the clusters (Banfield, Raftery, Biometrics 1993). A cluster
+    that consists of several groups, such as poisoned images of several source classes, is thus put together
+    before it is compared with the rest; k-means with few centres often cuts through it.
+
+    Args:
+        rows: (n, t).
+        labels: (n,), of the small clusters: 0 … k − 1.
+        regularisation: in squared feature units.
+
+    Returns:
+        labels for K = 1, …, k.
+
+    """
+    k = int(labels.max()) + 1
+    ridge = regularisation * np.eye(rows.shape[1])
+    sizes = np.bincount(labels).astype(np.float64)
+    means = np.stack([rows[labels == part].mean(axis=0) for part in range(k)])
+    scatters = np.stack([(apart := rows[labels == part] - means[part]).T @ apart for part in range(k)])
+
+    def cost(sizes: NDArray[np.float64], scatters: NDArray[np.float64]) -> NDArray[np.float64]:
+        logs: NDArray[np.float64] = np.linalg.slogdet(scatters / sizes[:, None, None] + ridge)[1]
+        return sizes * logs
+
+    def united(one: int, others: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        n, apart = sizes[one] + sizes[others], means[others] - means[one]
+        between = (sizes[one] * sizes[others] / n)[:, None, None] * apart[:, :, None] * apart[:, None, :]
+        return n, scatters[one] + scatters[others] + between
+
+    costs = cost(sizes, scatters)
+    rises = np.full((k, k), np.inf)
+
+    def compare(one: int, others: NDArray[np.int64]) -> None:
+        if len(others):
+            rise = cost(*united(one, others)) - costs[one] - costs[others]
+            rises[np.minimum(one, others), np.maximum(one, others)] = rise
+
+    for part in range(k):
+        compare(part, np.arange(part + 1, k))
+    partitions = {k: labels}
+    left = np.arange(k)
+    while len(left) > 1:
+        one, other = (int(part) for part in np.unravel_index(rises.argmin(), rises.shape))
+        n, scatter = united(one, np.array([other]))
+        means[one] = (sizes[one] * means[one] + sizes[other] * means[other]) / n
+        sizes[one], scatters[one] = n[0], scatter[0]
+        costs[one] = cost(n, scatter)[0]
+        rises[other], rises[:, other] = np.inf, np.inf
+        left = left[left != other]
+        compare(one, left[left != one])
+        labels = np.where(labels == other, one, labels)
+        partitions[len(left)] = np.unique(labels, return_inverse=True)[1]
+    return partitions
+
+
+def _parts(whitened: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
     with warnings.catch_warnings():
         # Rows that differ in their last bits only can coincide after whitening: then fewer clusters are found.
         warnings.simplefilter("ignore", ConvergenceWarning)
