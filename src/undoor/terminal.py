@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -83,9 +83,9 @@ def bench_board() -> Iterator[Callable[["Board", "Step | None"], None]]:
         yield show
 
 
-def _board_table(board: "Board", step: "Step | None") -> Table:
+def _board_table(board: "Board", step: "Step | None") -> Group:
     told = "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
-    table = Table(caption=f"{board.running}{told} {_left(board)}", caption_justify="left", title_justify="left")
+    table = Table()
     for name in ("cell", "victim", "findings", "retrained"):
         table.add_column(name, justify="left" if name == "cell" else "right")
     shown = list(board.cells.items())
@@ -102,12 +102,12 @@ def _board_table(board: "Board", step: "Step | None") -> Table:
             f"{cell.retrained}/{cell.retrainings}",
             style="" if cell.unfinished else "dim",
         )
-    return table
+    return Group(table, _plain(f"{board.running}{told} {_left(board)}"))
 
 
 def _left(board: "Board") -> str:
     seconds = board.seconds_left
-    return "" if seconds is None else f"(about {timedelta(seconds=round(seconds))} left)"
+    return "" if not seconds else f"(about {timedelta(seconds=round(seconds))} left)"
 
 
 def print_board(board: "Board") -> None:

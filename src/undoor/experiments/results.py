@@ -262,7 +262,7 @@ def _clean(results: Results) -> str:
     cells = results.cells[results.cells["scenario"] == "clean"]
     for name in cells["defense"].unique():
         rows = cells[cells["defense"] == name]
-        classes = ", ".join(sorted({one for one in rows["classes_flagged"] if one}))
+        classes = ", ".join(sorted({name for joined in rows["classes_flagged"] for name in joined.split(", ") if name}))
         lines.append(
             [
                 _named(name, bool(rows["oracle"].any())),
