@@ -1,6 +1,6 @@
 """Gaussian mixtures of the features of one class, the number of components chosen by BIC.
 
-The criterion is the one of Xiang, Miller, Kesidis (MLSP 2019); scikit-learn's EM fits the mixtures.
+The criterion is the one of Xiang, Miller, Kesidis (MLSP 2019); EM is scikit-learn's, its starts are ours.
 """
 
 import warnings
@@ -18,7 +18,7 @@ PARTS = 24
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """How mixtures are fitted; the defaults are those of the method's author, but for the restarts.
+    """How mixtures are fitted; the defaults are those of the method's author, but for the starts of EM.
 
     Args:
         max_components: the largest K that is tried.
