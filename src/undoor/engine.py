@@ -2,20 +2,31 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    # Found once: searching the process for them takes tens of milliseconds.
+    return ThreadpoolController()
+
+
+def one_thread() -> Any:
+    """Return a context in which BLAS and OpenMP libraries compute on one thread."""
+    return _libraries().limit(limits=1)
+
+
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
     # Small matrix products on many BLAS threads cost more in thread switches than they gain, and the
     # number of threads would change the last bits of the result: each item gets exactly one.
-    with threadpool_limits(1):
+    with one_thread():
         return function(item)
 
 
@@ -30,7 +41,7 @@ def map_items(
     items = list(items)
     count = min(workers or os.cpu_count() or 1, len(items))
     if count <= 1:
-        with threadpool_limits(1):  # once for all: finding the libraries takes milliseconds
+        with one_thread():
             return [function(item) for item in items]
     call = partial(_call, function)
     return list(Parallel(n_jobs=count)(delayed(call)(item) for item in items))

@@ -28,7 +28,7 @@ Retrain = Callable[[NDArray[np.bool_]], NDArray[np.int64]]
 THRESHOLDS: Mapping[Rule, float] = {"smaller": 0.5, "relative-size": 0.35, "silhouette": 0.10, "exre": 1.0}
 """The value of each rule that Chen et al. give; for "smaller" what makes a cluster the smaller one."""
 
-SILHOUETTE_SAMPLE = 2000
+SILHOUETTE_SAMPLE = 1000
 """Samples a class whose silhouettes are averaged; their cost grows with the square of the number."""
 
 
@@ -153,7 +153,7 @@ class ActivationClustering:
     threshold: float | None = None
     dimensions: int = 10
     whiten: bool = True
-    restarts: int = 10
+    restarts: int = 3
     classes: tuple[str, ...] | None = None
     retrain: Retrain | None = field(default=None, repr=False, compare=False)
     seed: int = 0
