@@ -2,10 +2,12 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from undoor.mixture import MixtureSettings, bic, cluster, hierarchy, whiten
+from undoor.errors import UndoorError
+from undoor.mixture import MixtureSettings, bic, cluster, cluster_classes, whiten
 
 
 def blobs(sizes, dimensions=3, distance=12.0, seed=0):
@@ -83,25 +85,6 @@ def test_real_features_agree_with_scikit_learn(real_data):
     assert best >= 970
 
 
-def test_merging_follows_the_likelihood():
-    """Against a plain computation: at each step every pair is tried, from the covariances of all rows."""
-    generator = np.random.default_rng(0)
-    rows = generator.normal(size=(80, 3)) * [1, 2, 0.5]
-    labels = generator.integers(0, 7, 80)
-    partitions = hierarchy(rows, labels, 1e-3)
-    assert sorted(partitions) == list(range(1, 8))
-
-    def cost(labels):
-        parts = [rows[labels == part] for part in np.unique(labels)]
-        return sum(len(x) * np.linalg.slogdet(np.cov(x.T, bias=True) + 1e-3 * np.eye(3))[1] for x in parts)
-
-    for k in range(7, 1, -1):
-        now = partitions[k]
-        tried = [np.where(now == b, a, now) for a in range(k) for b in range(a + 1, k)]
-        assert cost(partitions[k - 1]) == pytest.approx(min(map(cost, tried)), rel=1e-9)
-        assert len(np.unique(partitions[k - 1])) == k - 1
-
-
 def test_a_cluster_of_several_groups_is_kept_together():
     """One class, and eight small groups far from it and from each other: of two clusters, one is the class."""
     generator = np.random.default_rng(0)
@@ -116,5 +99,73 @@ def test_a_cluster_of_several_groups_is_kept_together():
 def test_whitened_features_spread_alike_in_every_direction():
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(4000, 3)) * [1.0, 100.0, 0.1] @ np.linalg.qr(generator.normal(size=(3, 3)))[0]
-    assert np.cov(whiten(rows, 0.0), rowvar=False) == pytest.approx(np.eye(3), abs=1e-2)
-    assert np.abs(whiten(np.ones((5, 3)), 1e-3)).max() == 0
+    assert np.cov(whiten(rows, 1e-12)[0], rowvar=False) == pytest.approx(np.eye(3), abs=1e-2)
+    assert np.abs(whiten(np.ones((5, 3)), 1e-3)[0]).max() == 0
+
+
+def test_likelihoods_of_whitened_rows_are_those_of_the_rows():
+    """The Gaussian of all rows, regularised: its likelihood before and after whitening."""
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(300, 4)) @ generator.normal(size=(4, 4))
+    whitened, ridge, log_scale = whiten(rows, 0.1)
+    plain = multivariate_normal(rows.mean(0), np.cov(rows.T, bias=True) + 0.1 * np.eye(4)).logpdf(rows)
+    ours = multivariate_normal(np.zeros(4), np.cov(whitened.T, bias=True) + np.diag(ridge)).logpdf(whitened)
+    assert ours - log_scale == pytest.approx(plain)
+
+
+def test_classes_fitted_at_once_are_those_fitted_one_by_one():
+    classes = [
+        blobs(sizes, dimensions=d, seed=d)[0] for sizes, d in (([90, 60], 3), ([200], 3), ([50, 40], 5), ([1], 3))
+    ]
+    together = cluster_classes(classes, MixtureSettings(), 0)
+    for features, found in zip(classes, together, strict=True):
+        alone = cluster(features, MixtureSettings(), 0)
+        assert found.criteria == pytest.approx(alone.criteria, rel=1e-5)
+        assert np.array_equal(found.assignments, alone.assignments)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-1, 1e3, 1e6])
+def test_features_of_any_scale_are_clustered(scale):
+    """Far above the regularisation float32 is no longer enough; far below it, everything is one cluster."""
+    features, truth = blobs([150, 90])
+    found = cluster(features * np.float32(scale), MixtureSettings(), 0)
+    assert np.isfinite(found.criteria).all()
+    assert (found.components > 1) == (scale > 1e-2)
+    if found.components > 1:
+        largest = [np.bincount(found.assignments[truth == k]).argmax() for k in range(2)]
+        assert (found.assignments == np.array(largest)[truth]).mean() > 0.97
+
+
+def test_repeated_rows_are_one_cluster_each_and_k_stays_below_their_number():
+    features = np.repeat(np.random.default_rng(0).normal(size=(3, 4)) * 9, [40, 30, 20], axis=0).astype(np.float32)
+    found = cluster(features, MixtureSettings(), 0)
+    assert found.components == len(found.criteria) == 3
+    assert sorted(np.bincount(found.assignments)) == [20, 30, 40]
+
+
+def test_one_seed_gives_the_same_bits():
+    features, _ = blobs([70, 60, 50], distance=2)
+    first, second = (cluster(features, MixtureSettings(), 3) for _ in range(2))
+    assert first.criteria == second.criteria
+    assert np.array_equal(first.assignments, second.assignments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value):
+    features, _ = blobs([20])
+    features[3, 1] = value
+    with pytest.raises(UndoorError, match="not finite"):
+        cluster(features, MixtureSettings(), 0)
+
+
+def test_a_class_without_images_is_refused():
+    with pytest.raises(UndoorError, match="one row or more"):
+        cluster(np.empty((0, 4), dtype=np.float32), MixtureSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_components": 0}, {"patience": 0}, {"iterations": 0}, {"restarts": 0}, {"regularisation": 0.0}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UndoorError, match="give"):
+        MixtureSettings(**wrong)

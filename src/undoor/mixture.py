@@ -1,19 +1,29 @@
-"""Gaussian mixtures of the features of one class, the number of components chosen by BIC.
+"""Gaussian mixtures of the features of a class, the number of components chosen by BIC.
 
-The criterion is the one of Xiang, Miller, Kesidis (MLSP 2019); EM is scikit-learn's, its starts are ours.
+The criterion is the one of Xiang, Miller, Kesidis (MLSP 2019).
 """
 
-import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from undoor.em import from_labels, posterior, race
+from undoor.engine import map_items
+from undoor.errors import UndoorError
+from undoor.partitions import hierarchy, small_clusters
 
 PARTS = 24
 """Small clusters from which a hierarchy of partitions begins."""
+
+SINGLE = 1e-4
+"""Of the variance along an axis: with a larger ridge EM computes in float32, whose rounding errors stay below it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,13 @@ class MixtureSettings:
     iterations: int = 100
     restarts: int = 3
 
+    def __post_init__(self) -> None:
+        for name in ("max_components", "patience", "iterations", "restarts"):
+            if getattr(self, name) < 1:
+                raise UndoorError(f"{name} of the mixtures is {getattr(self, name)}; give 1 or more")
+        if not self.regularisation > 0:
+            raise UndoorError(f"the regularisation of the mixtures is {self.regularisation}; give a number above 0")
+
 
 @dataclass(frozen=True, eq=False)
 class Clustering:
@@ -43,7 +60,8 @@ class Clustering:
 
     Args:
         assignments: (n,) int64, the component with the highest posterior for each row (hard MAP).
-        criteria: the value of ``bic`` for K = 1, 2, …, as far as the sweep went.
+        criteria: the value of ``bic`` for K = 1, 2, …, as far as the sweep went. Only the lowest is of a mixture that
+            was followed to the end: EM stops early where it cannot become the lowest any more.
 
     """
 
@@ -71,131 +89,119 @@ def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int)
     The result does not depend on the order of the rows. K never exceeds the number of distinct rows; a
     single row is one cluster.
     """
-    n, t = features.shape
-    if n == 1:  # no covariance can be fitted: the row is a cluster whatever its likelihood
-        return Clustering(np.zeros(1, dtype=np.int64), (0.0,))
-    # k-means draws its starts by row number: a canonical order makes them a function of the content.
-    order = np.lexsort(features.T[::-1])
-    rows = features[order].astype(np.float64)
-    distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
-
-    whitened = whiten(rows, settings.regularisation)
-    parts = min(max(PARTS, settings.max_components), distinct)
-    starts = [
-        hierarchy(rows, _parts(whitened, parts, seed + restart), settings.regularisation)
-        for restart in range(settings.restarts)
-    ]
-
-    criteria: list[float] = []
-    best = np.zeros(n, dtype=np.int64)
-    for k in range(1, min(settings.max_components, *map(len, starts)) + 1):
-        if len(criteria) - 1 - int(np.argmin(criteria or [0.0])) >= settings.patience:
-            break
-        fits = [_fit(rows, start[k], settings) for start in (starts if k > 1 else starts[:1])]
-        mixture = max(fits, key=lambda fit: float(fit.lower_bound_))
-        criteria.append(bic(float(mixture.score(rows)) * n, k, n, t))
-        if criteria[-1] == min(criteria):
-            best[order] = mixture.predict(rows)
-    return Clustering(best, tuple(criteria))
+    return cluster_classes([features], settings, seed)[0]
 
 
-def whiten(rows: NDArray[np.float64], regularisation: float) -> NDArray[np.float64]:
+def cluster_classes(
+    classes: Sequence[NDArray[np.float32]],
+    settings: MixtureSettings,
+    seed: int,
+    device: str = "cpu",
+    workers: int | None = 1,
+) -> list[Clustering]:
+    """Return what ``cluster`` finds in each class, (n, t), by fitting all classes at once, as suits a GPU.
+
+    The starts are found by ``workers`` local processes.
+    """
+    sweeps = map_items(partial(_Sweep.of, settings=settings, seed=seed), classes, workers)
+    for k in range(1, settings.max_components + 1):
+        going = sorted((sweep for sweep in sweeps if sweep.goes_on_to(k, settings)), key=_kind)
+        for _, alike in groupby(going, key=_kind):
+            _fit(list(alike), k, settings, device)
+    return [Clustering(sweep.assignments, tuple(sweep.criteria)) for sweep in sweeps]
+
+
+def whiten(rows: NDArray[np.float64], regularisation: float) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Return (n, t) rows in their principal components, each divided by √(variance + ``regularisation``).
 
-    The likelihood of full covariances does not know in which directions the rows spread widely; distances do.
-    After whitening, k-means does not overlook a cluster that lies apart in a direction of small variance.
+    The likelihood of full covariances does not know in which directions the rows spread widely; distances do. After
+    whitening, k-means does not overlook a cluster that lies apart in a direction of small variance. The likelihood
+    loses the second value a row. What ``regularisation`` adds to every variance becomes the third, (t,), of the
+    whitened ones; it is kept above the rounding errors of float64.
     """
     centred = rows - rows.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred / len(rows))
-    whitened: NDArray[np.float64] = centred @ axes / np.sqrt(np.maximum(variances, 0) + regularisation)
-    return whitened
+    total = np.maximum(variances, 0) + regularisation
+    whitened: NDArray[np.float64] = centred @ axes / np.sqrt(total)
+    return whitened, np.maximum(regularisation / total, 1e-10), float(np.log(total).sum() / 2)
 
 
-def hierarchy(
-    rows: NDArray[np.float64], labels: NDArray[np.int64], regularisation: float
-) -> dict[int, NDArray[np.int64]]:
-    """Return a partition of the rows into K clusters for every K, made by merging small clusters two by two.
+@dataclass(eq=False)
+class _Sweep:
+    """The search for K in one class: its whitened rows in canonical order, and what has been found so far."""
 
-    Each step merges the pair whose union costs the least likelihood: that raises Σ n log |S + regularisation · I|
-    least, with the sizes n and covariances S of the clusters (Banfield, Raftery, Biometrics 1993). A cluster
-    that consists of several groups, such as poisoned images of several source classes, is thus put together
-    before it is compared with the rest; k-means with few centres often cuts through it.
+    rows: NDArray[np.float64]
+    order: NDArray[np.int64]
+    ridge: NDArray[np.float64]
+    log_scale: float
+    starts: list[dict[int, NDArray[np.int64]]]
+    assignments: NDArray[np.int64]
+    criteria: list[float] = field(default_factory=list)
 
-    Args:
-        rows: (n, t).
-        labels: (n,), of the small clusters: 0 … k − 1.
-        regularisation: in squared feature units.
+    @classmethod
+    def of(cls, features: NDArray[np.float32], settings: MixtureSettings, seed: int) -> "_Sweep":
+        if features.ndim != 2 or 0 in features.shape:
+            raise UndoorError(f"features of a class have shape {features.shape}; give (n, t) with one row or more")
+        if not np.isfinite(features).all():
+            raise UndoorError("features of a class are not finite; mend the model or remove these samples")
+        # k-means draws its starts by row number: a canonical order makes them a function of the content.
+        content = np.ascontiguousarray(features + 0.0)  # for which −0 is 0
+        order = np.argsort(content.view(np.dtype((np.void, content[0].nbytes))).ravel(), kind="stable")
+        rows = content[order].astype(np.float64)
+        distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
+        whitened, ridge, log_scale = whiten(rows, settings.regularisation)
+        parts = min(max(PARTS, settings.max_components), distinct)
+        starts = [
+            hierarchy(whitened, small_clusters(whitened.astype(np.float32), parts, seed + restart), ridge)
+            for restart in range(settings.restarts)
+        ]
+        return cls(whitened, order, ridge, log_scale, starts, np.zeros(len(rows), dtype=np.int64))
 
-    Returns:
-        labels for K = 1, …, k.
+    def goes_on_to(self, k: int, settings: MixtureSettings) -> bool:
+        if k == 1:
+            return True
+        if len(self.rows) == 1 or k > min(map(len, self.starts)):
+            return False
+        return len(self.criteria) == k - 1 and k - 2 - int(np.argmin(self.criteria)) < settings.patience
 
-    """
-    k = int(labels.max()) + 1
-    ridge = regularisation * np.eye(rows.shape[1])
-    sizes = np.bincount(labels).astype(np.float64)
-    means = np.stack([rows[labels == part].mean(axis=0) for part in range(k)])
-    scatters = np.stack([(apart := rows[labels == part] - means[part]).T @ apart for part in range(k)])
+    def log_likelihood_to_beat(self, k: int) -> float:
+        """Return the log-likelihood of the whitened rows from which on k components have the lowest criterion."""
+        if not self.criteria:
+            return -np.inf
+        n, t = self.rows.shape
+        return bic(-n * self.log_scale, k, n, t) - min(self.criteria)
 
-    def cost(sizes: NDArray[np.float64], scatters: NDArray[np.float64]) -> NDArray[np.float64]:
-        logs: NDArray[np.float64] = np.linalg.slogdet(scatters / sizes[:, None, None] + ridge)[1]
-        return sizes * logs
-
-    def united(one: int, others: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        n, apart = sizes[one] + sizes[others], means[others] - means[one]
-        between = (sizes[one] * sizes[others] / n)[:, None, None] * apart[:, :, None] * apart[:, None, :]
-        return n, scatters[one] + scatters[others] + between
-
-    costs = cost(sizes, scatters)
-    rises = np.full((k, k), np.inf)
-
-    def compare(one: int, others: NDArray[np.int64]) -> None:
-        if len(others):
-            rise = cost(*united(one, others)) - costs[one] - costs[others]
-            rises[np.minimum(one, others), np.maximum(one, others)] = rise
-
-    for part in range(k):
-        compare(part, np.arange(part + 1, k))
-    partitions = {k: labels}
-    left = np.arange(k)
-    while len(left) > 1:
-        one, other = (int(part) for part in np.unravel_index(rises.argmin(), rises.shape))
-        n, scatter = united(one, np.array([other]))
-        means[one] = (sizes[one] * means[one] + sizes[other] * means[other]) / n
-        sizes[one], scatters[one] = n[0], scatter[0]
-        costs[one] = cost(n, scatter)[0]
-        rises[other], rises[:, other] = np.inf, np.inf
-        left = left[left != other]
-        compare(one, left[left != one])
-        labels = np.where(labels == other, one, labels)
-        partitions[len(left)] = np.unique(labels, return_inverse=True)[1]
-    return partitions
+    def take(self, log_likelihood: float, assignments: NDArray[np.int64], k: int) -> None:
+        n, t = self.rows.shape
+        self.criteria.append(bic(log_likelihood - n * self.log_scale, k, n, t))
+        if self.criteria[-1] == min(self.criteria):
+            self.assignments[self.order] = assignments
 
 
-def _parts(whitened: NDArray[np.float64], k: int, seed: int) -> NDArray[np.int64]:
-    with warnings.catch_warnings():
-        # Rows that differ in their last bits only can coincide after whitening: then fewer clusters are found.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        labels: NDArray[np.int64] = KMeans(k, n_init=1, random_state=seed).fit_predict(whitened)
-    return np.unique(labels, return_inverse=True)[1]
+def _kind(sweep: _Sweep) -> tuple[int, bool]:
+    """Return what sweeps must have in common to be fitted at once: dimensions and precision."""
+    return sweep.rows.shape[1], bool(sweep.ridge.min() < SINGLE)
 
 
-def _fit(rows: NDArray[np.float64], labels: NDArray[np.int64], settings: MixtureSettings) -> GaussianMixture:
-    """Run EM from the weights, means and covariances of labelled rows, (n, t) and (n,)."""
-    sizes = np.bincount(labels)
-    parts = [rows[labels == k] for k in range(len(sizes))]
-    covariances = [np.cov(part, rowvar=False, bias=True).reshape(rows.shape[1], -1) for part in parts]
-    ridge = settings.regularisation * np.eye(rows.shape[1])
-    mixture = GaussianMixture(
-        len(sizes),
-        reg_covar=settings.regularisation,
-        max_iter=settings.iterations,
-        weights_init=sizes / len(rows),
-        means_init=np.stack([part.mean(axis=0) for part in parts]),
-        precisions_init=np.stack([np.linalg.inv(covariance + ridge) for covariance in covariances]),
-        init_params="random",  # all three are given; this is the cheapest to be thrown away
-        random_state=0,
-    )
-    with warnings.catch_warnings():
-        # Stopping EM after a set number of iterations is part of the method, not an accident.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(rows)
+def _fit(sweeps: list[_Sweep], k: int, settings: MixtureSettings, device: str) -> None:
+    """Fit mixtures of k components to the rows of all sweeps."""
+    exact = _stack([sweep.rows for sweep in sweeps], 0.0, device)
+    rows = exact if _kind(sweeps[0])[1] else exact.float()
+    ridge = torch.tensor(np.stack([sweep.ridge for sweep in sweeps]), device=device)
+    floor = torch.tensor([sweep.log_likelihood_to_beat(k) for sweep in sweeps], dtype=torch.float64, device=device)
+    starts = settings.restarts if k > 1 else 1
+    labels = _stack([start[k] for sweep in sweeps for start in sweep.starts[:starts]], -1, device)
+    of = torch.arange(len(sweeps), device=device).repeat_interleave(starts)
+    present = labels[::starts] >= 0
+    mixtures = race(rows, present, from_labels(rows, labels, of, k, ridge), of, ridge, floor, settings.iterations)
+    likelihoods, assignments = posterior(exact, mixtures)
+    for sweep, here, each, found in zip(sweeps, present.cpu(), likelihoods.cpu(), assignments.cpu(), strict=True):
+        sweep.take(float(each[here].sum()), found[here].numpy(), k)
+
+
+def _stack(arrays: Sequence[NDArray[np.float64] | NDArray[np.int64]], filling: float, device: str) -> Tensor:
+    """Return arrays of different lengths as one tensor; one alone is not copied."""
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if len(tensors) == 1:
+        return tensors[0][None].to(device)
+    return pad_sequence(tensors, batch_first=True, padding_value=filling).to(device)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import undoor.classifier
+import undoor.em
 import undoor.filters
 import undoor.mixture
+import undoor.partitions
 from undoor.attacks import Attack, poison, triggered
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, Truth
@@ -32,6 +34,9 @@ from undoor.networks import default_network
 from undoor.readers.images import encode_png
 from undoor.recipes import Recipe
 from undoor.victims import Wanted, fit_victims
+
+MIXTURES = (undoor.mixture, undoor.em, undoor.partitions)
+"""The code on which the clusters of a class depend."""
 
 Scenario = Literal["single-source", "multiple-source", "clean"]
 
@@ -285,7 +290,7 @@ class Experiment:
             {
                 "filter": str(contender.image_filter),
                 "settings": settings,
-                "code": code_digest(_module(defense), undoor.mixture, undoor.filters),
+                "code": code_digest(_module(defense), *MIXTURES, undoor.filters),
             }
         )
         key = f"{self.victim_key}-{slug(contender.name)}"

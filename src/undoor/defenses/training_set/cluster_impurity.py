@@ -20,7 +20,7 @@ from undoor.engine import map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
 from undoor.findings import CLUSTER_COLUMNS, Findings
-from undoor.mixture import Clustering, MixtureSettings, cluster
+from undoor.mixture import Clustering, MixtureSettings, cluster, cluster_classes
 
 Decision = Literal["confident", "plain"]
 
@@ -106,6 +106,7 @@ class ClusterImpurity:
         mixture: how the mixtures are fitted.
         seed: of the mixtures.
         workers: local processes that fit the mixtures of different classes; None takes one per core.
+        device: on "cuda" the mixtures of all classes are fitted at once; by default the processor's cores share them.
 
     """
 
@@ -117,6 +118,7 @@ class ClusterImpurity:
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     seed: int = 0
     workers: int | None = None
+    device: str = "cpu"
 
     @classmethod
     def poster(cls, **options: Any) -> Self:
@@ -175,7 +177,7 @@ class ClusterImpurity:
                 "flagged": of_sample["flagged"].to_numpy(),
             }
         )
-        settings = {name: value for name, value in asdict(self).items() if name not in ("seed", "workers")}
+        settings = {name: value for name, value in asdict(self).items() if name not in ("seed", "workers", "device")}
         return Findings(
             "cluster_impurity",
             samples,
@@ -199,9 +201,12 @@ class ClusterImpurity:
     def cluster(self, evidence: Evidence) -> Sequence[Clustering | None]:
         """Return the mixture of every class, None for a class without images; the filter plays no part in it."""
         members = _members(evidence)
-        present = [mine for mine in members if len(mine)]
-        fit = partial(cluster, settings=self.mixture, seed=self.seed)
-        fitted = iter(map_items(fit, [evidence.plain.features[mine] for mine in present], self.workers))
+        present = [evidence.plain.features[mine] for mine in members if len(mine)]
+        if self.device == "cpu":
+            fit = partial(cluster, settings=self.mixture, seed=self.seed)
+            fitted = iter(map_items(fit, present, self.workers))
+        else:
+            fitted = iter(cluster_classes(present, self.mixture, self.seed, self.device, self.workers))
         return [next(fitted) if len(mine) else None for mine in members]
 
     def _changed(self, evidence: Evidence, filtered: Outputs) -> NDArray[np.bool_]:
