@@ -215,7 +215,8 @@ def main() -> None:
     told = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     text = (
         "# Speed\n\nWritten by `benchmarks/speed.py`. Ratio: seconds of theirs / seconds of ours, both measured in "
-        f"turn in one run, median of {options.repeats}. {machine['cores']} cores, {machine['threads']} threads; {told}.\n\n"
+        f"turn in one run, median of {options.repeats}. {machine['cores']} cores, {machine['threads']} threads; {told}."
+        "\n\n"
     )
     (HERE / "RESULTS.md").write_text(text + table(rows) + "\n", encoding="utf-8")
     print(table(rows))

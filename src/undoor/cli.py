@@ -319,7 +319,7 @@ def bench(
     store = Store(out)
     with terminal.bench_board() as on_change:
         board = Bench(chosen, store, retraining=retraining, budget=budget, on_change=on_change).run()
-    write_report(store, suite, [cell.name for cell in chosen.cells])
+    write_report(store, suite, chosen.grid)
     terminal.print_board(board)
     terminal.out.print(f"tables: {out / 'README.md'}", soft_wrap=True, markup=False)
 

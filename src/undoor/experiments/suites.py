@@ -93,6 +93,7 @@ class Suite:
         cells: in the order in which they are worked on: what says most comes first.
         contenders: tried in every cell.
         ablations: tried in the cells with ablations as well.
+        grid: names of all cells of the suite, also of those that are not worked on.
 
     """
 
@@ -100,6 +101,7 @@ class Suite:
     cells: tuple[Cell, ...]
     contenders: tuple[Contender, ...] = CONTENDERS
     ablations: tuple[Contender, ...] = ABLATIONS
+    grid: tuple[str, ...] = ()
 
     def of(self, cell: Cell) -> tuple[Contender, ...]:
         """Return the contenders of a cell; where nothing is planted there is nothing for an oracle to know."""
@@ -149,7 +151,7 @@ def suite(
     chosen = tuple(cell for cell in grid if fnmatch.fnmatch(cell.name, cells))
     if not chosen:
         raise UndoorError(f"no cell is called {cells!r}; the first are {', '.join(cell.name for cell in grid[:4])}")
-    return Suite(setting, chosen, ablations=ablations)
+    return Suite(setting, chosen, ablations=ablations, grid=tuple(cell.name for cell in grid))
 
 
 def _grid(seed: int) -> list[Cell]:
