@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 
 LLOYD = 10
@@ -16,7 +16,9 @@ def small_clusters(rows: NDArray[np.float32], k: int, seed: int) -> NDArray[np.i
     with warnings.catch_warnings():
         # Neither an early stop nor rows that coincide, and so fill fewer clusters, are an accident.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        labels: NDArray[np.int64] = KMeans(k, n_init=1, max_iter=LLOYD, random_state=seed).fit_predict(rows)
+        # One draw a centre: the merging evens out what several draws would gain, at most of the cost of k-means here.
+        centres, _ = kmeans_plusplus(rows, k, random_state=seed, n_local_trials=1)
+        labels: NDArray[np.int64] = KMeans(k, init=centres, n_init=1, max_iter=LLOYD).fit_predict(rows)
     return np.unique(labels, return_inverse=True)[1]
 
 
