@@ -306,19 +306,30 @@ def bench(
     time_budget: Annotated[
         str | None, typer.Option(help="such as 90s, 25m or 3h: stop in time; the same command goes on")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="of the cells: local, one after another; processes, of this machine; ray, a cluster")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="cells at once on processes or ray; by default one per core")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="share of a GPU for a cell on ray, such as 0.25")] = 0.0,
 ) -> None:
     """Measure attacks and defences on a grid of experiments; write tables and figures."""
     from undoor import terminal
+    from undoor.engine import Engine
     from undoor.experiments.bench import Bench
     from undoor.experiments.results import write_report
     from undoor.experiments.store import Store
     from undoor.experiments.suites import suite as make
 
     budget = _seconds(time_budget)
+    chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
     chosen = make(suite, data=data, preset=preset, epochs=epochs, seeds=_whole_numbers(seeds), cells=cells)
     store = Store(out)
     with terminal.bench_board() as on_change:
-        board = Bench(chosen, store, retraining=retraining, budget=budget, on_change=on_change).run()
+        board = Bench(
+            chosen, store, retraining=retraining, budget=budget, engine=chosen_engine, on_change=on_change
+        ).run()
     write_report(store, suite, chosen.grid)
     terminal.print_board(board)
     terminal.out.print(f"tables: {out / 'README.md'}", soft_wrap=True, markup=False)

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from undoor.classifier import default_device
+from undoor.engine import Engine, as_finished
 from undoor.experiments.cells import Cell, Experiment
 from undoor.experiments.store import Store
 from undoor.experiments.suites import Suite
@@ -74,6 +76,8 @@ class Bench:
         retraining: whether networks are trained again without what was flagged.
         budget: seconds after which the run stops at the next whole epoch; None has no end.
         together: how many networks are trained at once; on a GPU several share it.
+        engine: "local" works on one cell after another, here; the others give every cell to a process, and tell
+            when it has come back. On a cluster the store lies in a folder that all nodes share.
         on_change: told whenever something begins or ends, and after every training step.
 
     """
@@ -83,6 +87,7 @@ class Bench:
     retraining: bool = True
     budget: float | None = None
     together: int = field(default_factory=lambda: TOGETHER if default_device() == "cuda" else 1)
+    engine: Engine = Engine("local")  # noqa: RUF009 - frozen
     on_change: Callable[[Board, Step | None], None] = lambda *_: None
 
     def run(self) -> Board:
@@ -90,14 +95,36 @@ class Bench:
         self._deadline = None if self.budget is None else time.monotonic() + self.budget
         self._board = board = Board({cell.name: self._progress(cell) for cell in self.suite.cells})
         try:
-            for group in batched(self.suite.cells, self.together):
-                self._detect([self._experiment(cell) for cell in group])
-            for group in batched(self.suite.cells, self.together) if self.retraining else ():
-                self._retrain([self._experiment(cell) for cell in group])
+            if self.engine.kind == "local":
+                self._work_here()
+            else:
+                self._give_away()
         except OutOfTime:
             pass
         board.running = ""
         return board
+
+    def _work_here(self) -> None:
+        for group in batched(self.suite.cells, self.together):
+            self._detect([self._experiment(cell) for cell in group])
+        for group in batched(self.suite.cells, self.together) if self.retraining else ():
+            self._retrain([self._experiment(cell) for cell in group])
+
+    def _give_away(self) -> None:
+        """Give every cell to the engine: first for victim and findings, then for the retraining.
+
+        When the second round begins, the victims of clean cells are there for others that want the same network.
+        """
+        cells, board = self.suite.cells, self._board
+        store = Store(self.store.root.resolve())
+        end = None if self.budget is None else time.time() + self.budget
+        for retraining in (False, True) if self.retraining else (False,):
+            work = partial(_work_on, suite=replace(self.suite, cells=()), store=store, retraining=retraining, end=end)
+            self._begin(f"{len(cells)} cells on {self.engine.kind}")
+            for number, done in as_finished(work, cells, self.engine):
+                name = cells[number].name
+                board.cells[name] = replace(done, retrainings=board.cells[name].retrainings)
+                self.on_change(board, None)
 
     def _progress(self, cell: Cell) -> Progress:
         contenders = self.suite.of(cell)
@@ -163,6 +190,12 @@ class Bench:
     def _check(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise OutOfTime
+
+
+def _work_on(cell: Cell, suite: Suite, store: Store, retraining: bool, end: float | None) -> Progress:
+    """Work on one cell, where the engine does so, until ``end`` of the clock; return how far it is."""
+    budget = None if end is None else end - time.time()
+    return Bench(replace(suite, cells=(cell,)), store, retraining, budget).run().cells[cell.name]
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -343,8 +343,10 @@ class Experiment:
     def _wanted(self, kept: Dataset) -> Wanted:
         key = self._network_key(kept)
         # Without exactly the poisoned images, a set is what it was before: the clean victim was trained on it.
-        stage = "victims" if self.store.path("victims", key, ".safetensors").exists() else "cache"
-        return Wanted(kept, self.recipe, self.store.path(stage, key, ".safetensors"), self.setting.network)
+        path = self.store.path("victims", key, ".safetensors")
+        if not path.exists():  # another cell that wants it too may be at work now: each has its own
+            path = self.store.path("cache", f"{key}-{self.cell.name}", ".safetensors")
+        return Wanted(kept, self.recipe, path, self.setting.network)
 
     def retraining(self, found: Result, seconds: float | None = None) -> Result:
         """Train without what was flagged, and measure clean accuracy and attack success again.
