@@ -127,7 +127,7 @@ class Classifier:
         """Yield (N, C, H, W) uint8 images in batches, as floats in [0, 1] on the device.
 
         A CUDA device is sent each batch from pinned memory while it still computes on the one before. On a CPU
-        nothing is to be gained: the copy of a batch costs a thousandth of a forward pass.
+        nothing is to be gained: the copy of a batch costs less than a thousandth of a forward pass.
         """
         parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
         if self.device.type != "cuda":
