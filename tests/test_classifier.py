@@ -11,6 +11,8 @@ from undoor.errors import UndoorError
 from undoor.networks import ResNet20, SmallCNN, build_network, default_network
 from undoor.weights import Architecture, load_model, read_architecture, require_same_classes, save_model
 
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 def images(n=6):
     return make_dataset(n_per_class=n).images[:n]
@@ -92,6 +94,37 @@ def test_decisions_do_not_depend_on_the_batch_size():
     data = make_dataset()
     classifier = Classifier(Linear())
     assert np.array_equal(classifier.decide(data.images, 7), classifier.decide(data.images, 60))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_batches_reach_the_device_whole_and_in_order(device):
+    data = np.random.default_rng(0).integers(0, 256, (1000, 3, 8, 8), dtype=np.uint8)
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), device=device)
+    batches = list(classifier.batches(data, 64))
+    assert [len(batch) for batch in batches] == [64] * 15 + [40]
+    assert np.array_equal((torch.cat(batches) * 255).round().cpu().numpy(), data)
+    assert all(batch.device.type == device for batch in batches)
+
+
+def test_the_fingerprint_tells_networks_apart():
+    def fingerprint(change=lambda model: None, **options):
+        model = build_network("small-cnn", (1, 12, 12), 3)
+        change(model)
+        return Classifier(model, **options).fingerprint()
+
+    def spoil(model):
+        model[1].stages[1].running_mean[2] += 1e-6
+
+    told = [
+        fingerprint(),
+        fingerprint(spoil),
+        fingerprint(lambda model: model.double()),
+        fingerprint(lambda model: model.append(nn.Identity())),
+        fingerprint(layer="1.classify"),
+        fingerprint(mean=[0.1], std=[0.2]),
+    ]
+    assert len(set(told)) == len(told)
+    assert fingerprint() == told[0]
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,10 @@ def scan(
     image_size: ImageSize = None,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Scan DATA for backdoor poisoning. Ends with 1 if something is flagged, 0 if nothing is."""
+    """Scan DATA for backdoor poisoning. Ends with 1 if something is flagged, 0 if nothing is.
+
+    A scan that was interrupted goes on where it was when the command is given again.
+    """
     from undoor import terminal
     from undoor.classifier import Classifier
     from undoor.defenses.training_set import ClusterImpurity
@@ -232,6 +235,7 @@ def scan(
     from undoor.recipes import recipe
     from undoor.scanning import scan as run
     from undoor.scanning import write_findings
+    from undoor.shards import kept_until_done
     from undoor.victims import fit_victim
     from undoor.weights import load_model, require_same_classes
 
@@ -262,9 +266,12 @@ def scan(
         classifier = Classifier(victim, **options)
     else:
         require_same_classes(given[1], dataset.class_names, model)
-    with terminal.counting_bar("evidence") as on_batch:
-        findings = run(classifier, dataset, defense, image_filter=h, batch_size=batch_size, on_batch=on_batch)
-    write_findings(findings, dataset, h, out, overwrite=overwrite)
+    with kept_until_done(out / "evidence.part") as folder:
+        with terminal.counting_bar("evidence") as on_batch:
+            findings = run(
+                classifier, dataset, defense, image_filter=h, batch_size=batch_size, folder=folder, on_batch=on_batch
+            )
+        write_findings(findings, dataset, h, out, overwrite=overwrite)
     terminal.print_findings(findings)
     terminal.out.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
     if findings.verdict == "poisoned" and not exit_zero:

@@ -1,13 +1,13 @@
 """A labelled image set, and the truth about it where somebody knows it."""
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from undoor.errors import UndoorError
+from undoor.memory import mapped
 
 MEMORY_BUDGET = 2 * 2**30
 """Bytes of decoded images that are held in memory; a larger set lies in an unlinked temporary file."""
@@ -109,5 +109,4 @@ def allocate_images(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
     """Return room for ``shape`` images: in memory, or memory-mapped when it exceeds ``MEMORY_BUDGET``."""
     if int(np.prod(shape)) <= MEMORY_BUDGET:
         return np.empty(shape, dtype=np.uint8)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype=np.uint8, shape=shape, mode="w+")
+    return mapped(shape, np.uint8)

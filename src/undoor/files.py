@@ -10,7 +10,7 @@ from undoor.errors import UndoorError, first_line
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Tell in one line why ``path`` could not be written."""
     try:
         yield
@@ -26,7 +26,7 @@ def atomic(path: Path) -> Iterator[Path]:
     A reader therefore never meets a half-written file, whenever the writer is killed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -44,7 +44,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise UndoorError(f"{path} exists already; choose another --out")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with _writing(path):
+    with writing(path):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -62,7 +62,7 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
     """
     existed = folder.exists()
     temporary = folder / f".{secrets.token_hex(4)}.part"
-    with _writing(folder):
+    with writing(folder):
         temporary.mkdir(parents=True)
         done = False
         try:

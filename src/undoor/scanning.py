@@ -28,6 +28,7 @@ def scan(
     *,
     image_filter: Filter = Average(),  # noqa: B008 - frozen
     batch_size: int = BATCH_SIZE,
+    folder: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Findings:
     """Collect the evidence and run a defence on it.
@@ -40,13 +41,15 @@ def scan(
         defense: which.
         image_filter: applied to every image for the second pass.
         batch_size: images a forward pass.
+        folder: what is finished of the pass is kept there, and a scan that was killed goes on from it. Whoever
+            names the folder removes it.
         on_batch: told how many of how many images are done.
 
     """
     dataset.require_classes()
     classifier = model if isinstance(model, Classifier) else Classifier(model)
     begun = time.perf_counter()
-    evidence = collect(classifier, dataset, (image_filter,), batch_size=batch_size, on_batch=on_batch)
+    evidence = collect(classifier, dataset, (image_filter,), batch_size=batch_size, folder=folder, on_batch=on_batch)
     collected = time.perf_counter() - begun
     learned = accuracy(evidence.plain.decisions, evidence.labels)
     if learned < LEARNED:

@@ -4,8 +4,10 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +21,12 @@ GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
 
 # What pillow and its decoders raise on broken files.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+BLOCK = 32
+"""Images a thread decodes at a stretch: handing over a small image alone costs as much as decoding it."""
+
+_Shape = tuple[int, int, int]
+"""(C, H, W)."""
 
 
 def decode_dataset(
@@ -43,85 +51,116 @@ def decode_dataset(
     ids = np.asarray(ids, dtype=np.str_)
     if not len(ids):
         raise UndoorError("the data set holds no image; give a set with images")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        heads = list(pool.map(lambda row: _head(load(row)), range(len(ids))))
-        height, width, channels = _common_shape(heads, options)
-        images = allocate_images((len(ids), channels, height, width))
+    n = len(ids)
+    first = _first_shape(load, n, options)
+    asked: list[_Shape | None] = [None] * n
+    images = allocate_images((n, *first))
 
-        def decode(row: int) -> str | None:
-            head = heads[row]
-            if isinstance(head, str):
-                return head
-            try:
-                images[row] = _pixels(load(row), height, width, channels)
-            except _BROKEN as error:
-                return first_line(error)
-            return None
+    def look(row: int, image: Image.Image) -> None:
+        asked[row] = _shape(image, options)
+        if asked[row] == first:  # most often all are alike, and each is opened only once
+            images[row] = _pixels(image, first)
 
-        reasons = list(pool.map(decode, range(len(ids))))
+    broken = _for_each(load, range(n), look)
+    shape = _common_shape([one for one in asked if one is not None])
+    if shape != first:
+        images = allocate_images((n, *shape))
 
-    broken = [row for row, reason in enumerate(reasons) if reason is not None]
+    def decode(row: int, image: Image.Image) -> None:
+        images[row] = _pixels(image, shape)
+
+    left = [row for row in range(n) if row not in broken and not asked[row] == shape == first]
+    broken = dict(sorted((broken | _for_each(load, left, decode)).items()))
+
     dataset = Dataset(images, np.asarray(labels, dtype=np.int64), tuple(class_names), ids, truth)
     if not broken:
         return dataset
-    listed = ", ".join(f"{ids[row]} ({reasons[row]})" for row in broken[:5])
-    told = f"{len(broken)} of {len(ids)} images cannot be decoded: {listed}{', …' if len(broken) > 5 else ''}"
+    listed = ", ".join(f"{ids[row]} ({why})" for row, why in islice(broken.items(), 5))
+    told = f"{len(broken)} of {n} images cannot be decoded: {listed}{', …' if len(broken) > 5 else ''}"
     if not options.skip_broken:
         raise UndoorError(f"{told}; mend them or add --skip-broken")
-    if len(broken) == len(ids):
+    if len(broken) == n:
         raise UndoorError(f"{told}; no image is left")
     warnings.warn(f"skipped: {told}", UndoorNotice, stacklevel=2)
-    return dataset.take(np.setdiff1d(np.arange(len(ids)), broken))
+    return dataset.take(np.setdiff1d(np.arange(n), list(broken)))
+
+
+def _for_each(
+    load: Callable[[int], bytes], rows: Sequence[int], use: Callable[[int, Image.Image], None]
+) -> dict[int, str]:
+    """Open the images at ``rows`` and use each, on all cores; return why some are broken, by row."""
+
+    def block(some: Sequence[int]) -> dict[int, str]:
+        broken = {}
+        for row in some:
+            try:
+                with _open(load(row)) as image:
+                    use(row, image)
+            except _BROKEN as error:
+                broken[row] = first_line(error)
+        return broken
+
+    with _bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        blocks = pool.map(block, (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)))
+        return {row: why for broken in blocks for row, why in broken.items()}
+
+
+@contextmanager
+def _bombs_refused() -> Iterator[None]:
+    # Entered once for all threads: the filters of warnings belong to the process.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _open(encoded: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return Image.open(io.BytesIO(encoded))
-        except Image.DecompressionBombWarning as error:
-            raise ValueError("more pixels than an image may have") from error
-        except UnidentifiedImageError as error:
-            raise ValueError("no image format that pillow knows") from error
-
-
-def _head(encoded: bytes) -> tuple[int, int, bool] | str:
-    """Return height, width and whether there is colour, or why the image cannot be opened."""
     try:
-        with _open(encoded) as image:
-            return image.height, image.width, image.mode not in GREY_MODES
-    except _BROKEN as error:
-        return first_line(error)
+        return Image.open(io.BytesIO(encoded))
+    except Image.DecompressionBombWarning as error:
+        raise ValueError("more pixels than an image may have") from error
+    except UnidentifiedImageError as error:
+        raise ValueError("no image format that pillow knows") from error
 
 
-def _common_shape(heads: Sequence[tuple[int, int, bool] | str], options: ReadOptions) -> tuple[int, int, int]:
-    whole = [head for head in heads if not isinstance(head, str)]
-    channels = 3 if any(colour for _, _, colour in whole) else 1
-    if options.image_size is not None:
-        return options.image_size, options.image_size, channels
-    sizes = Counter((height, width) for height, width, _ in whole)
+def _shape(image: Image.Image, options: ReadOptions) -> _Shape:
+    size = options.image_size
+    return 1 if image.mode in GREY_MODES else 3, size or image.height, size or image.width
+
+
+def _first_shape(load: Callable[[int], bytes], n: int, options: ReadOptions) -> _Shape:
+    """Return the shape of the first image that can be opened."""
+    with _bombs_refused():
+        for row in range(n):
+            with suppress(*_BROKEN), _open(load(row)) as image:
+                return _shape(image, options)
+    return 1, 1, 1
+
+
+def _common_shape(shapes: Sequence[_Shape]) -> _Shape:
+    """Return the most frequent height and width, and three channels where any image has colour."""
+    channels = max((channels for channels, _, _ in shapes), default=1)
+    sizes = Counter((height, width) for _, height, width in shapes)
     if not sizes:
-        return 1, 1, channels
+        return channels, 1, 1
     (height, width), count = sizes.most_common(1)[0]
-    if count < len(whole):
+    if count < len(shapes):
         warnings.warn(
-            f"{len(whole) - count} of {len(whole)} images are not {height}×{width} pixels and were resized to it; "
+            f"{len(shapes) - count} of {len(shapes)} images are not {height}×{width} pixels and were resized to it; "
             "choose another size with --image-size",
             UndoorNotice,
             stacklevel=3,
         )
-    return height, width, channels
+    return channels, height, width
 
 
-def _pixels(encoded: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8]:
-    with _open(encoded) as opened:
-        image: Image.Image = opened
-        if image.mode.startswith("I"):  # 16 bits a pixel: keep the upper eight
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGB" if channels == 3 else "L")
-        if (image.height, image.width) != (height, width):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
+def _pixels(image: Image.Image, shape: _Shape) -> NDArray[np.uint8]:
+    channels, height, width = shape
+    if image.mode.startswith("I"):  # 16 bits a pixel: keep the upper eight
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB" if channels == 3 else "L")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
 
 
