@@ -180,6 +180,13 @@ def train(
         terminal.print_success(measure(model, test_set, planned))
 
 
+EngineKind = Annotated[
+    str, typer.Option("--engine", help="local, processes of this machine, or ray, the cluster of RAY_ADDRESS")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="tasks at once; by default one per core")]
+Gpus = Annotated[float, typer.Option(min=0, help="share of a GPU for a task on ray, such as 0.25")]
+
+
 @app.command()
 def scan(
     data: Data,
@@ -222,6 +229,9 @@ def scan(
     label_column: LabelColumn = None,
     image_size: ImageSize = None,
     skip_broken: SkipBroken = False,
+    engine: EngineKind = "local",
+    workers: Workers = None,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Scan DATA for backdoor poisoning. Ends with 1 if something is flagged, 0 if nothing is.
 
@@ -230,6 +240,7 @@ def scan(
     from undoor import terminal
     from undoor.classifier import Classifier
     from undoor.defenses.training_set import ClusterImpurity
+    from undoor.engine import Engine
     from undoor.filters import parse_filter
     from undoor.findings import refuse_findings
     from undoor.recipes import recipe
@@ -240,9 +251,10 @@ def scan(
     from undoor.weights import load_model, require_same_classes
 
     h = parse_filter(image_filter)
+    chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
     defense = ClusterImpurity(
         decision=decision,  # type: ignore[arg-type] # which it checks
-        threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed,
+        threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed, workers=chosen_engine,
     )  # fmt: skip
     options: dict[str, Any] = {
         "layer": layer,
@@ -269,8 +281,9 @@ def scan(
     with kept_until_done(out / "evidence.part") as folder:
         with terminal.counting_bar("evidence") as on_batch:
             findings = run(
-                classifier, dataset, defense, image_filter=h, batch_size=batch_size, folder=folder, on_batch=on_batch
-            )
+                classifier, dataset, defense, image_filter=h, batch_size=batch_size,
+                folder=folder, engine=chosen_engine, on_batch=on_batch,
+            )  # fmt: skip
         write_findings(findings, dataset, h, out, overwrite=overwrite)
     terminal.print_findings(findings)
     terminal.out.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
@@ -313,13 +326,9 @@ def bench(
     time_budget: Annotated[
         str | None, typer.Option(help="such as 90s, 25m or 3h: stop in time; the same command goes on")
     ] = None,
-    engine: Annotated[
-        str, typer.Option(help="of the cells: local, one after another; processes, of this machine; ray, a cluster")
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="cells at once on processes or ray; by default one per core")
-    ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="share of a GPU for a cell on ray, such as 0.25")] = 0.0,
+    engine: EngineKind = "local",
+    workers: Workers = None,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Measure attacks and defences on a grid of experiments; write tables and figures."""
     from undoor import terminal

@@ -1,9 +1,10 @@
-"""Run one function over many items: in this process, on local processes or on a Ray cluster."""
+"""Run one function over many items: on threads of this process, on local processes or on a Ray cluster."""
 
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,14 +32,14 @@ class Engine:
     """Where the items of a long job are computed. The results do not depend on it.
 
     Args:
-        kind: "local", in this process; "processes", on processes of this machine; "ray", on the Ray cluster that
-            RAY_ADDRESS names, by default the one this machine belongs to.
-        workers: items that are computed at once by "processes" and "ray"; None takes as many as there are cores.
+        kind: "local", on threads of this process, which suits numerical work; "processes", on processes of this
+            machine; "ray", on the Ray cluster that RAY_ADDRESS names, by default the one this machine belongs to.
+        workers: items that are computed at once; None takes as many as there are cores.
         gpus: of "ray": the share of a GPU that an item gets, such as 0.25; 0 keeps it on a core.
 
     """
 
-    kind: Kind = "processes"
+    kind: Kind = "local"
     workers: int | None = None
     gpus: float = 0.0
 
@@ -52,7 +53,7 @@ class Engine:
 
 
 Workers = Engine | int | None
-"""An engine; or a number of local processes, 1 being this one, None one per core."""
+"""An engine; or a number of threads, 1 being this one, None one per core."""
 
 
 def map_items(function: Callable[[Item], Result], items: Iterable[Item], workers: Workers = None) -> list[Result]:
@@ -80,9 +81,11 @@ def as_finished(
 
     """
     engine = workers if isinstance(workers, Engine) else Engine(workers=workers)
-    if _within_item.get() or engine.kind == "local":
-        return _in_this_process(function, items)
-    return _on_ray(function, items, engine) if engine.kind == "ray" else _on_processes(function, items, engine.workers)
+    if _within_item.get():
+        return _on_joblib(function, items, 1, "threads")
+    if engine.kind == "ray":
+        return _on_ray(function, items, engine)
+    return _on_joblib(function, items, engine.workers, "threads" if engine.kind == "local" else "processes")
 
 
 _within_item: ContextVar[bool] = ContextVar("_within_item", default=False)
@@ -110,26 +113,26 @@ def _call(function: Callable[[Item], Result], number: int, item: Item) -> tuple[
         _within_item.reset(token)
 
 
-def _in_this_process(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
-    for number, item in enumerate(items):
-        yield _call(function, number, item)
-
-
-def _on_processes(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None
+def _on_joblib(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int | None,
+    kind: Literal["threads", "processes"],
 ) -> Iterator[tuple[int, Result]]:
     count = workers or os.cpu_count() or 1
     count = min(count, length_hint(items, count))
     if count <= 1:
-        yield from _in_this_process(function, items)
+        yield from (_call(function, number, item) for number, item in enumerate(items))
         return
-    pool = Parallel(n_jobs=count, return_as="generator_unordered")
-    try:
-        yield from pool(delayed(_call)(function, number, item) for number, item in enumerate(items))
-    except TerminatedWorkerError as error:
-        raise UndoorError(
-            "a local process was killed, often for want of memory; take fewer workers or smaller batches"
-        ) from error
+    pool = Parallel(n_jobs=count, prefer=kind, return_as="generator_unordered")
+    # The limit of a thread is that of the whole process for BLAS: without this one, the first to end would lift it.
+    with one_thread() if kind == "threads" else nullcontext():
+        try:
+            yield from pool(delayed(_call)(function, number, item) for number, item in enumerate(items))
+        except TerminatedWorkerError as error:
+            raise UndoorError(
+                "a local process was killed, often for want of memory; take fewer workers or smaller batches"
+            ) from error
 
 
 def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], engine: Engine) -> Iterator[tuple[int, Result]]:

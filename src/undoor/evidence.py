@@ -13,6 +13,7 @@ from torch import Tensor
 from undoor._version import __version__
 from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
+from undoor.engine import Engine, as_finished
 from undoor.errors import UndoorError
 from undoor.filters import Average, Filter
 from undoor.memory import mapped, release
@@ -102,6 +103,7 @@ def collect(
     *,
     batch_size: int = BATCH_SIZE,
     folder: Path | None = None,
+    engine: Engine = Engine("local"),  # noqa: B008 - frozen
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Evidence:
     """Run every image and its filtered twins through the network, in the order of the data set.
@@ -116,10 +118,11 @@ def collect(
         batch_size: images a forward pass.
         folder: what is finished is kept there, and a pass that was killed goes on from it. Whoever names the
             folder removes it.
+        engine: "local" computes with all cores or the GPU; others give every shard to a process or a node.
         on_batch: told how many of how many images are done.
 
     """
-    n, k = len(dataset), len(dataset.class_names)
+    n = len(dataset)
     names = [str(h) for h in filters]
     origin = "" if folder is None else f"{__version__} {classifier.fingerprint()} {batch_size} {names}"
     shards = None if folder is None else Shards(folder, origin)
@@ -129,29 +132,62 @@ def collect(
         if on_batch is not None:
             on_batch(start + done, n)
 
-    def finished(rows: slice) -> list[Outputs]:
-        images = dataset.images[rows]
-        path = None if shards is None else shards.path(images)
-        if path is not None and (arrays := kept(path)) is not None:
-            told(rows.start, len(images))
-            return [Outputs(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)]
-        outputs = shard_outputs(classifier, images, filters, k, batch_size, partial(told, rows.start))
-        _evidence(outputs, names, dataset, rows)  # tells what is wrong with it before it is kept
-        if path is not None:
-            keep(path, [values for one in outputs for values in (one.features, one.logits)])
-        return outputs
-
     whole: list[Outputs] = []
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
-        outputs = finished(rows)
+
+    def take(rows: slice, outputs: Sequence[Outputs]) -> None:
+        nonlocal whole
         whole = whole or _room(outputs, n, folder)
         for room, part in zip(whole, outputs, strict=True):
             for into, values in ((room.features, part.features), (room.logits, part.logits)):
                 into[rows] = values
                 release(into)
         release(dataset.images)
+
+    missing: dict[int, tuple[slice, Path | None]] = {}
+    done = 0
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        path = None if shards is None else shards.path(dataset.images[rows])
+        arrays = None if path is None else kept(path)
+        if arrays is None:
+            missing[start] = rows, path
+        else:
+            take(rows, [Outputs(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)])
+            done += rows.stop - rows.start
+    if done:
+        told(0, done)
+    slices = [rows for rows, _ in missing.values()]
+    for start, outputs in _computed(classifier, dataset, filters, slices, batch_size, engine, partial(told, done)):
+        rows, path = missing[start]
+        _evidence(outputs, names, dataset, rows)  # tells what is wrong with it before it is kept
+        if path is not None:
+            keep(path, [values for one in outputs for values in (one.features, one.logits)])
+        take(rows, outputs)
     return _evidence(whole, names, dataset, slice(n))
+
+
+def _computed(
+    classifier: Classifier,
+    dataset: Dataset,
+    filters: Sequence[Filter],
+    missing: Sequence[slice],
+    batch_size: int,
+    engine: Engine,
+    on_batch: Callable[[int], None],
+) -> Iterator[tuple[int, list[Outputs]]]:
+    """Yield the outputs on the missing shards, in any order, with the number of their first image."""
+    work = partial(shard_outputs, classifier, filters=filters, classes=len(dataset.class_names), batch_size=batch_size)
+    done = 0
+    if engine.kind == "local":  # one after another, each with all cores or the GPU
+        for rows in missing:
+            before = done
+            yield rows.start, work(dataset.images[rows], on_batch=lambda count: on_batch(before + count))  # noqa: B023
+            done += rows.stop - rows.start
+        return
+    for number, outputs in as_finished(work, (dataset.images[rows] for rows in missing), engine):
+        yield missing[number].start, outputs
+        done += missing[number].stop - missing[number].start
+        on_batch(done)
 
 
 def shard_outputs(

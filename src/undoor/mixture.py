@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from undoor.em import from_labels, posterior, race
-from undoor.engine import map_items
+from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.partitions import hierarchy, small_clusters
 
@@ -97,11 +97,11 @@ def cluster_classes(
     settings: MixtureSettings,
     seed: int,
     device: str = "cpu",
-    workers: int | None = 1,
+    workers: Workers = 1,
 ) -> list[Clustering]:
     """Return what ``cluster`` finds in each class, (n, t), by fitting all classes at once, as suits a GPU.
 
-    The starts are found by ``workers`` local processes.
+    The starts are found by ``workers``, an engine or threads.
     """
     sweeps = map_items(partial(_Sweep.of, settings=settings, seed=seed), classes, workers)
     for k in range(1, settings.max_components + 1):

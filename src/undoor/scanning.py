@@ -10,6 +10,7 @@ from torch import nn
 from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
+from undoor.engine import Engine
 from undoor.errors import UndoorNotice
 from undoor.evidence import collect
 from undoor.filters import Average, Filter
@@ -29,6 +30,7 @@ def scan(
     image_filter: Filter = Average(),  # noqa: B008 - frozen
     batch_size: int = BATCH_SIZE,
     folder: Path | None = None,
+    engine: Engine = Engine("local"),  # noqa: B008 - frozen
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Findings:
     """Collect the evidence and run a defence on it.
@@ -43,13 +45,16 @@ def scan(
         batch_size: images a forward pass.
         folder: what is finished of the pass is kept there, and a scan that was killed goes on from it. Whoever
             names the folder removes it.
+        engine: that computes the pass; the defence has its own.
         on_batch: told how many of how many images are done.
 
     """
     dataset.require_classes()
     classifier = model if isinstance(model, Classifier) else Classifier(model)
     begun = time.perf_counter()
-    evidence = collect(classifier, dataset, (image_filter,), batch_size=batch_size, folder=folder, on_batch=on_batch)
+    evidence = collect(
+        classifier, dataset, (image_filter,), batch_size=batch_size, folder=folder, engine=engine, on_batch=on_batch
+    )
     collected = time.perf_counter() - begun
     learned = accuracy(evidence.plain.decisions, evidence.labels)
     if learned < LEARNED:

@@ -393,7 +393,7 @@ def _plain_settings(defense: Any) -> Mapping[str, Any]:
         given = {"function": defense.func.__name__, **defense.keywords}
     else:
         given = {"class": type(defense).__name__, **asdict(defense)}
-    return {name: _plain(value) for name, value in given.items() if name != "workers"}
+    return {name: _plain(value) for name, value in given.items() if name not in ("workers", "device")}
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics.pairwise import euclidean_distances
 
 from undoor.defenses.training_set.per_class import principal_axes, rows_by_class, sample_table
-from undoor.engine import map_items
+from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
 from undoor.findings import CLUSTER_COLUMNS, Findings
@@ -151,8 +151,7 @@ class ActivationClustering:
             target. Samples of other classes score 0.
         retrain: for ExRe: trains on the kept rows, (N,) bool, and returns its decisions on all, (N,) int64.
         seed: of k-means and of the silhouettes' sample.
-        workers: local processes for the classes; None takes one per core. Starting them takes longer
-            than the clustering itself, except for large classes.
+        workers: an engine, or threads, for the classes; None takes a thread per core.
 
     """
 
@@ -164,7 +163,7 @@ class ActivationClustering:
     classes: tuple[str, ...] | None = None
     retrain: Retrain | None = field(default=None, repr=False, compare=False)
     seed: int = 0
-    workers: int | None = 1
+    workers: Workers = 1
 
     def __post_init__(self) -> None:
         if self.rule not in THRESHOLDS:

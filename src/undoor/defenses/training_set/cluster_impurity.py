@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from undoor.engine import map_items
+from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
 from undoor.findings import CLUSTER_COLUMNS, Findings
@@ -105,7 +105,7 @@ class ClusterImpurity:
         filter_name: which filter's outputs of the evidence to use; by default its first.
         mixture: how the mixtures are fitted.
         seed: of the mixtures.
-        workers: local processes that fit the mixtures of different classes; None takes one per core.
+        workers: an engine, or threads, that fit the mixtures of different classes; None takes a thread per core.
         device: on "cuda" the mixtures of all classes are fitted at once; by default the processor's cores share them.
 
     """
@@ -117,7 +117,7 @@ class ClusterImpurity:
     filter_name: str | None = None
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     seed: int = 0
-    workers: int | None = None
+    workers: Workers = None
     device: str = "cpu"
 
     @classmethod
