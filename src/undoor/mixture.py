@@ -5,12 +5,15 @@ The criterion is the one of Xiang, Miller, Kesidis (MLSP 2019); EM is scikit-lea
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+
+from undoor.reduction import affordable_dimensions, reduce_features
 
 PARTS = 24
 """Small clusters from which a hierarchy of partitions begins."""
@@ -23,10 +26,13 @@ class MixtureSettings:
     Args:
         max_components: the largest K that is tried.
         patience: stop after this many values of K in a row without a lower criterion.
-        regularisation: added to the diagonal of every covariance, in squared feature units.
+        regularisation: added to the diagonal of every covariance, in squared feature units; reduced features have
+            variance 1.
         iterations: of EM, at most.
         restarts: hierarchies of partitions from which EM starts for every K; the likeliest fit is kept. Fits with
             nearly the same likelihood can isolate a poisoned cluster very differently.
+        dimensions: to which wider features are reduced before the sweep; "auto" takes as many as a cluster of a
+            hundredth of the class can pay for, None leaves the features as they are, as the author did.
 
     """
 
@@ -35,6 +41,7 @@ class MixtureSettings:
     regularisation: float = 1e-3
     iterations: int = 100
     restarts: int = 3
+    dimensions: int | Literal["auto"] | None = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +75,7 @@ def bic(log_likelihood: float, components: int, n: int, dimensions: int) -> floa
 def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int) -> Clustering:
     """Fit full-covariance mixtures with K = 1, 2, … to (n, t) features and keep the K with the lowest BIC.
 
+    Features of more than ``settings.dimensions`` are reduced to so many first, and t is theirs in the criterion.
     The result does not depend on the order of the rows. K never exceeds the number of distinct rows; a
     single row is one cluster.
     """
@@ -78,6 +86,10 @@ def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int)
     order = np.lexsort(features.T[::-1])
     rows = features[order].astype(np.float64)
     distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
+    wanted = affordable_dimensions(n) if settings.dimensions == "auto" else settings.dimensions
+    if wanted is not None and wanted < t:
+        rows = reduce_features(rows, wanted, seed)
+        t = rows.shape[1]
 
     whitened = whiten(rows, settings.regularisation)
     parts = min(max(PARTS, settings.max_components), distinct)
