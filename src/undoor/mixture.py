@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from undoor.em import from_labels, posterior, race
 from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.partitions import hierarchy, small_clusters
+from undoor.reduction import affordable_dimensions, reduce_features
 
 PARTS = 24
 """Small clusters from which a hierarchy of partitions begins."""
@@ -33,10 +35,13 @@ class MixtureSettings:
     Args:
         max_components: the largest K that is tried.
         patience: stop after this many values of K in a row without a lower criterion.
-        regularisation: added to the diagonal of every covariance, in squared feature units.
+        regularisation: added to the diagonal of every covariance, in squared feature units; reduced features have
+            variance 1.
         iterations: of EM, at most.
         restarts: hierarchies of partitions from which EM starts for every K; the likeliest fit is kept. Fits with
             nearly the same likelihood can isolate a poisoned cluster very differently.
+        dimensions: to which wider features are reduced before the sweep; "auto" takes as many as a cluster of a
+            hundredth of the class can pay for, None leaves the features as they are, as the author did.
 
     """
 
@@ -45,6 +50,7 @@ class MixtureSettings:
     regularisation: float = 1e-3
     iterations: int = 100
     restarts: int = 3
+    dimensions: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_components", "patience", "iterations", "restarts"):
@@ -86,6 +92,7 @@ def bic(log_likelihood: float, components: int, n: int, dimensions: int) -> floa
 def cluster(features: NDArray[np.float32], settings: MixtureSettings, seed: int) -> Clustering:
     """Fit full-covariance mixtures with K = 1, 2, … to (n, t) features and keep the K with the lowest BIC.
 
+    Features of more than ``settings.dimensions`` are reduced to so many first, and t is theirs in the criterion.
     The result does not depend on the order of the rows. K never exceeds the number of distinct rows; a
     single row is one cluster.
     """
@@ -149,6 +156,9 @@ class _Sweep:
         order = np.argsort(content.view(np.dtype((np.void, content[0].nbytes))).ravel(), kind="stable")
         rows = content[order].astype(np.float64)
         distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
+        wanted = affordable_dimensions(len(rows)) if settings.dimensions == "auto" else settings.dimensions
+        if wanted is not None and wanted < rows.shape[1]:
+            rows = reduce_features(rows, wanted, seed)
         whitened, ridge, log_scale = whiten(rows, settings.regularisation)
         parts = min(max(PARTS, settings.max_components), distinct)
         starts = [
