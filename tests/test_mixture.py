@@ -76,7 +76,7 @@ def test_real_features_agree_with_scikit_learn(real_data):
     with np.load(real_data / "evidence" / "cifar10-multiple-source-0.25.npz") as file:
         bird = file["labels"] == 2
         features, poisoned = file["features"][bird].astype(np.float32), file["poisoned"][bird]
-    found = cluster(features, MixtureSettings(max_components=4), 0)
+    found = cluster(features, MixtureSettings(max_components=4, dimensions=None), 0)
     rows = features.astype(np.float64)
     mixture = GaussianMixture(found.components, reg_covar=1e-3, random_state=0).fit(rows)
     n = len(rows)

@@ -30,7 +30,7 @@ SINGLE = 1e-4
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """How mixtures are fitted; the defaults are those of the method's author, but for the starts of EM.
+    """How mixtures are fitted; the defaults are the author's, but for the starts of EM and the reduction.
 
     Args:
         max_components: the largest K that is tried.

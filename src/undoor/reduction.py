@@ -3,7 +3,8 @@
 A component with a full covariance over t features has about t²/2 parameters, and BIC asks (log n)/2 nats for each of
 them: about 9 000 nats at t = 64, more than half a million at t = 512. However far apart a poisoned cluster of some
 hundred images lies, BIC then returns one component. In few directions a component is cheap; they have to be those in
-which a small cluster stands apart, and these need not be the widest.
+which a small cluster stands apart, and these need not be the widest. At t = 64 it already pays: see
+results/smallest-cluster.
 """
 
 import warnings
@@ -76,7 +77,7 @@ def reduce_features(rows: NDArray[np.float64], dimensions: int, seed: int = 0) -
     deviations = components.std(axis=0)
     if components.shape[1] == 0:
         return np.zeros((n, 1))
-    whitened = components / deviations
+    whitened: NDArray[np.float64] = components / deviations
     parts = min(PARTS, n // 10)
     if parts < 2 or whitened.shape[1] <= dimensions:
         return whitened[:, :dimensions]

@@ -28,6 +28,9 @@ THRESHOLDS: dict[Decision, float] = {"confident": 0.15, "plain": 0.5}
 """In nats. 0.5 is the authors'. 0.15 is passed when more than 1 − e^−0.15, a seventh, of a cluster's decisions change
 with confidence: as half of all images reach the median, when more than a quarter of its images are given back."""
 
+UNREDUCED = MixtureSettings(dimensions=None)
+"""The authors fit mixtures to the features as they are."""
+
 CONFIDENCE = 0.99
 """Of the two-sided interval whose lower end keeps small clusters from being flagged by chance."""
 
@@ -122,13 +125,13 @@ class ClusterImpurity:
 
     @classmethod
     def poster(cls, **options: Any) -> Self:
-        """Return the defence as the paper's authors print it: plain S, conditioned, threshold 0.5."""
-        return cls(decision="plain", **options)
+        """Return the defence as the paper's authors print it: plain S, conditioned, threshold 0.5, all features."""
+        return cls(**{"decision": "plain", "mixture": UNREDUCED, **options})
 
     @classmethod
     def authors_code(cls, **options: Any) -> Self:
         """Return the defence as the authors' code computes it: plain S of all images, single clusters skipped."""
-        return cls(decision="plain", conditioned=False, skip_single=True, **options)
+        return cls.poster(**{"conditioned": False, "skip_single": True, **options})
 
     def __post_init__(self) -> None:
         if self.decision not in THRESHOLDS:
