@@ -217,6 +217,9 @@ def scan(
         typer.Option("--unconditioned", help="count all images in p, not only those decided as labelled"),
     ] = False,
     skip_single: Annotated[bool, typer.Option("--skip-single", help="skip classes with one cluster")] = False,
+    dimensions: Annotated[
+        str, typer.Option(help="to which features are reduced: auto, a number, or all, none, as in the paper")
+    ] = "auto",
     preset: Preset = "fast",
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
@@ -243,6 +246,7 @@ def scan(
     from undoor.engine import Engine
     from undoor.filters import parse_filter
     from undoor.findings import refuse_findings
+    from undoor.mixture import MixtureSettings
     from undoor.recipes import recipe
     from undoor.scanning import scan as run
     from undoor.scanning import write_findings
@@ -253,6 +257,7 @@ def scan(
     h = parse_filter(image_filter)
     chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
     defense = ClusterImpurity(
+        mixture=MixtureSettings(dimensions=_dimensions(dimensions)),
         decision=decision,  # type: ignore[arg-type] # which it checks
         threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed, workers=chosen_engine,
     )  # fmt: skip
@@ -363,6 +368,14 @@ def _seconds(text: str | None) -> float | None:
     if not 0 < seconds < float("inf"):
         raise UndoorError(f"--time-budget is {text!r}; give a time such as 90s, 25m or 3h")
     return seconds
+
+
+def _dimensions(text: str) -> Any:
+    if text in ("auto", "all"):
+        return {"auto": "auto", "all": None}[text]
+    if not text.isdecimal() or int(text) < 1:
+        raise UndoorError(f"--dimensions is {text!r}; give auto, all or a whole number above 0")
+    return int(text)
 
 
 def _whole_numbers(text: str) -> list[int]:

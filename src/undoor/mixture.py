@@ -56,6 +56,8 @@ class MixtureSettings:
         for name in ("max_components", "patience", "iterations", "restarts"):
             if getattr(self, name) < 1:
                 raise UndoorError(f"{name} of the mixtures is {getattr(self, name)}; give 1 or more")
+        if isinstance(self.dimensions, int) and self.dimensions < 1:
+            raise UndoorError(f"features are to be reduced to {self.dimensions} dimensions; give 1 or more, or None")
         if not self.regularisation > 0:
             raise UndoorError(f"the regularisation of the mixtures is {self.regularisation}; give a number above 0")
 

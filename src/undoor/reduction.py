@@ -24,7 +24,7 @@ PARTS, PARTITIONS = 60, 6
 """k-means cuts a class into so many small parts, so many times in either round."""
 
 LLOYD = 30
-"""Iterations of k-means: what is averaged need not be exact. Random starts do as well as k-means++, and cost nothing."""
+"""Iterations of k-means, from random starts: what is averaged need not be exact, and k-means++ finds no more."""
 
 ROUNDING = 1e-6
 """Principal components with less than this share of the largest variance hold nothing but the rounding of float32."""

@@ -18,6 +18,7 @@ import undoor.em
 import undoor.filters
 import undoor.mixture
 import undoor.partitions
+import undoor.reduction
 from undoor.attacks import Attack, poison, triggered
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, Truth
@@ -35,7 +36,7 @@ from undoor.readers.images import encode_png
 from undoor.recipes import Recipe
 from undoor.victims import Wanted, fit_victims
 
-MIXTURES = (undoor.mixture, undoor.em, undoor.partitions)
+MIXTURES = (undoor.mixture, undoor.reduction, undoor.partitions, undoor.em)
 """The code on which the clusters of a class depend."""
 
 Scenario = Literal["single-source", "multiple-source", "clean"]
