@@ -207,6 +207,24 @@ def test_images_of_several_sizes_are_resized_with_one_notice(tmp_path):
     assert undoor.read(tmp_path, image_size=20).images.shape == (11, 3, 20, 20)
 
 
+@pytest.mark.parametrize("odd", [0, 3, 99])
+@pytest.mark.parametrize(("mode", "size"), [("L", (8, 8)), ("RGB", (5, 9)), ("L", (5, 9)), ("RGB", (8, 8))])
+def test_one_odd_image_wherever_it_stands(tmp_path, odd, mode, size):
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(pixels) for pixels in generator.integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)]
+    pictures[odd] = pictures[odd].convert(mode).resize(size)
+    (tmp_path / "a").mkdir()
+    for row, picture in enumerate(pictures):
+        picture.save(tmp_path / "a" / f"{row:03}.png")
+    if size == (8, 8):
+        read = undoor.read(tmp_path)
+    else:
+        with pytest.warns(UndoorNotice, match="1 of 100 images are not 8×8 pixels"):
+            read = undoor.read(tmp_path)
+    expected = [np.asarray(one.convert("RGB").resize((8, 8), Image.Resampling.BILINEAR)) for one in pictures]
+    assert np.array_equal(read.images.transpose(0, 2, 3, 1), expected)
+
+
 def test_sixteen_bit_images_keep_their_upper_bits(tmp_path):
     for name, value in (("a", 0x1234), ("b", 0xFEDC)):
         (tmp_path / name).mkdir()
