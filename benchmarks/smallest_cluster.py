@@ -36,7 +36,7 @@ WIDTHS = (64, 512, 2048)
 CLEAN, COUNTS = 5000, (50, 100, 200, 300, 500, 1000)
 DIGITS_COUNTS = (10, 25, 50, 100, 300)
 GROUPS, APART, DISTANCE = 4, 6.0, 10.0
-AFTER = MixtureSettings(restarts=1)
+AFTER = MixtureSettings(restarts=1, dimensions="few")
 BEFORE = replace(AFTER, dimensions=None)
 TRIED_BEFORE = 64
 """Features up to which the sweep is run without reduction; beyond, one EM takes minutes and K = 2 cannot win."""

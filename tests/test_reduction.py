@@ -7,7 +7,7 @@ from undoor.errors import UndoorError
 from undoor.mixture import MixtureSettings, cluster
 from undoor.reduction import affordable_dimensions, principal_components, reduce_features
 
-ONCE = MixtureSettings(restarts=1)
+ONCE = MixtureSettings(restarts=1, dimensions="few")
 
 
 def planted(n=1000, count=60, width=512, distance=12.0, groups=3, seed=0):
@@ -54,7 +54,7 @@ def test_directions_are_those_of_fishers_discriminant():
     reduced = reduce_features(rows, 2)
     best = LinearDiscriminantAnalysis(n_components=2).fit_transform(rows, labels)
     unexplained = np.linalg.lstsq(reduced, best - best.mean(axis=0), rcond=None)[1] / (len(rows) * best.var(axis=0))
-    assert unexplained.max() < 0.02
+    assert unexplained.max() < 0.03
 
 
 def test_a_small_planted_cluster_is_found_where_the_criterion_is_blind():

@@ -218,8 +218,11 @@ def scan(
     ] = False,
     skip_single: Annotated[bool, typer.Option("--skip-single", help="skip classes with one cluster")] = False,
     dimensions: Annotated[
-        str, typer.Option(help="to which features are reduced: auto, a number, or all, none, as in the paper")
+        str, typer.Option(help="to which features are reduced: auto, few, a number, or all, which leaves them alone")
     ] = "auto",
+    one_look: Annotated[
+        bool, typer.Option("--one-look", help="no second look, in few directions, at classes where nothing is flagged")
+    ] = False,
     preset: Preset = "fast",
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
@@ -257,7 +260,7 @@ def scan(
     h = parse_filter(image_filter)
     chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
     defense = ClusterImpurity(
-        mixture=MixtureSettings(dimensions=_dimensions(dimensions)),
+        mixture=MixtureSettings(dimensions=_dimensions(dimensions)), second_look=not one_look,
         decision=decision,  # type: ignore[arg-type] # which it checks
         threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed, workers=chosen_engine,
     )  # fmt: skip
@@ -371,10 +374,10 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _dimensions(text: str) -> Any:
-    if text in ("auto", "all"):
-        return {"auto": "auto", "all": None}[text]
+    if text in ("auto", "few", "all"):
+        return None if text == "all" else text
     if not text.isdecimal() or int(text) < 1:
-        raise UndoorError(f"--dimensions is {text!r}; give auto, all or a whole number above 0")
+        raise UndoorError(f"--dimensions is {text!r}; give auto, few, all or a whole number above 0")
     return int(text)
 
 

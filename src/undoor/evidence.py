@@ -184,7 +184,7 @@ def _computed(
             yield rows.start, work(dataset.images[rows], on_batch=lambda count: on_batch(before + count))  # noqa: B023
             done += rows.stop - rows.start
         return
-    for number, outputs in as_finished(work, (dataset.images[rows] for rows in missing), engine):
+    for number, outputs in as_finished(work, (np.array(dataset.images[rows]) for rows in missing), engine):
         yield missing[number].start, outputs
         done += missing[number].stop - missing[number].start
         on_batch(done)

@@ -40,8 +40,9 @@ class MixtureSettings:
         iterations: of EM, at most.
         restarts: hierarchies of partitions from which EM starts for every K; the likeliest fit is kept. Fits with
             nearly the same likelihood can isolate a poisoned cluster very differently.
-        dimensions: to which wider features are reduced before the sweep; "auto" takes as many as a cluster of a
-            hundredth of the class can pay for, None leaves the features as they are, as the author did.
+        dimensions: to which wider features are reduced before the sweep. None leaves the features as they are, as the
+            author did; "few" takes as many as a cluster of a hundredth of the class can pay for; "auto" is None, but
+            "few" in a class with fewer images than one component has parameters.
 
     """
 
@@ -50,7 +51,7 @@ class MixtureSettings:
     regularisation: float = 1e-3
     iterations: int = 100
     restarts: int = 3
-    dimensions: int | Literal["auto"] | None = "auto"
+    dimensions: int | Literal["auto", "few"] | None = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_components", "patience", "iterations", "restarts"):
@@ -60,6 +61,12 @@ class MixtureSettings:
             raise UndoorError(f"features are to be reduced to {self.dimensions} dimensions; give 1 or more, or None")
         if not self.regularisation > 0:
             raise UndoorError(f"the regularisation of the mixtures is {self.regularisation}; give a number above 0")
+
+    def dimensions_of(self, n: int, t: int) -> int:
+        """Return to how many dimensions a class of n images with t features is reduced, at most t."""
+        if self.dimensions is None or (self.dimensions == "auto" and t * (t + 3) / 2 <= n):
+            return t
+        return min(t, self.dimensions if isinstance(self.dimensions, int) else affordable_dimensions(n))
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +165,9 @@ class _Sweep:
         order = np.argsort(content.view(np.dtype((np.void, content[0].nbytes))).ravel(), kind="stable")
         rows = content[order].astype(np.float64)
         distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
-        wanted = affordable_dimensions(len(rows)) if settings.dimensions == "auto" else settings.dimensions
-        if wanted is not None and wanted < rows.shape[1]:
-            rows = reduce_features(rows, wanted, seed)
+        dimensions = settings.dimensions_of(*rows.shape)
+        if dimensions < rows.shape[1]:
+            rows = reduce_features(rows, dimensions, seed)
         whitened, ridge, log_scale = whiten(rows, settings.regularisation)
         parts = min(max(PARTS, settings.max_components), distinct)
         starts = [

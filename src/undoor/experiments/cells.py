@@ -3,7 +3,7 @@
 import platform
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -22,7 +22,7 @@ import undoor.reduction
 from undoor.attacks import Attack, poison, triggered
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, Truth
-from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
+from undoor.defenses.training_set.cluster_impurity import ClusterImpurity, Clusterings
 from undoor.evidence import Evidence, collect
 from undoor.experiments.condensed import condensed
 from undoor.experiments.measure import measure
@@ -30,7 +30,7 @@ from undoor.experiments.store import Result, Store, code_digest, digest, hardwar
 from undoor.filters import Average, Filter
 from undoor.findings import Findings, versions
 from undoor.metrics import attack_success_rate
-from undoor.mixture import Clustering
+from undoor.mixture import MixtureSettings
 from undoor.networks import default_network
 from undoor.readers.images import encode_png
 from undoor.recipes import Recipe
@@ -159,7 +159,7 @@ class Experiment:
     setting: Setting
     store: Store
     filters: tuple[Filter, ...] = (Average(),)
-    _clusterings: dict[str, Sequence[Clustering | None]] = field(default_factory=dict, init=False)
+    _clusterings: dict[str, Clusterings] = field(default_factory=dict, init=False)
 
     @cached_property
     def attack(self) -> Attack | None:
@@ -314,11 +314,15 @@ class Experiment:
     def _find(self, defense: Callable[[Evidence], Findings], evidence: Evidence) -> Findings:
         if not isinstance(defense, ClusterImpurity):
             return defense(evidence)
+
         # The variants of CI differ in what they make of the clusters: these are found once.
-        key = digest({"mixture": asdict(defense.mixture), "seed": defense.seed})
-        if key not in self._clusterings:
-            self._clusterings[key] = defense.cluster(evidence)
-        return defense(evidence, self._clusterings[key])
+        def find(mixture: MixtureSettings) -> Clusterings:
+            key = digest({"mixture": asdict(mixture), "seed": defense.seed})
+            if key not in self._clusterings:
+                self._clusterings[key] = defense.cluster(evidence, mixture)
+            return self._clusterings[key]
+
+        return defense(evidence, find)
 
     def known(self) -> Known:
         """Return what the experimenter knows of this cell."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from undoor.dataset import Dataset
 from undoor.defenses.training_set.activation_clustering import AUTHORS_2020, ActivationClustering
-from undoor.defenses.training_set.cluster_impurity import UNREDUCED, ClusterImpurity
+from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import perfect_filter, random_filter
 from undoor.defenses.training_set.spectral_signatures import (
     PERCENTILE_85_SHARE,
@@ -37,7 +37,7 @@ FILTERS: dict[str, Filter] = {
 
 CONTENDERS: tuple[Contender, ...] = (
     Contender(CI, lambda known: ClusterImpurity(seed=known.seed), retrain=True),
-    Contender("CI, all features", lambda known: ClusterImpurity(mixture=UNREDUCED, seed=known.seed)),
+    Contender("CI, one look", lambda known: ClusterImpurity(second_look=False, seed=known.seed)),
     Contender("CI, poster", lambda known: ClusterImpurity.poster(seed=known.seed)),
     Contender("CI, authors' code", lambda known: ClusterImpurity.authors_code(seed=known.seed)),
     Contender("SS", lambda _: SpectralSignatures(), retrain=True),

@@ -5,8 +5,8 @@ images keeps its decisions, a cluster of poisoned ones loses its trigger and fal
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import log1p
 from typing import Any, Literal, Self
@@ -23,13 +23,12 @@ from undoor.findings import CLUSTER_COLUMNS, Findings
 from undoor.mixture import Clustering, MixtureSettings, cluster, cluster_classes
 
 Decision = Literal["confident", "plain"]
+Clusterings = Sequence[Clustering | None]
+Find = Callable[[MixtureSettings], Clusterings]
 
 THRESHOLDS: dict[Decision, float] = {"confident": 0.15, "plain": 0.5}
 """In nats. 0.5 is the authors'. 0.15 is passed when more than 1 − e^−0.15, a seventh, of a cluster's decisions change
 with confidence: as half of all images reach the median, when more than a quarter of its images are given back."""
-
-UNREDUCED = MixtureSettings(dimensions=None)
-"""The authors fit mixtures to the features as they are."""
 
 CONFIDENCE = 0.99
 """Of the two-sided interval whose lower end keeps small clusters from being flagged by chance."""
@@ -99,12 +98,17 @@ class ClusterImpurity:
     S = −log(1 − ``certain_share``), flagged above 0.15. It knows nothing of the attack and does not depend on the
     scale of the logits.
 
+    A poisoned cluster must be large to pay for a covariance of all features; BIC is blind for smaller ones. A class in
+    which nothing is flagged is therefore looked at a second time, in the few directions that separate its parts best
+    (``undoor.reduction``), and what is flagged there is. Large clusters are told apart better with all features.
+
     Args:
         decision: "confident" or "plain".
         threshold: a cluster whose impurity exceeds it is poisoned; None takes the decision's own.
         conditioned: examine only images with f(x) = ω, p = P(f(h(x)) = ω | f(x) = ω), as the paper does;
             False examines every image, as the authors' code does.
         skip_single: leave classes whose mixture has one component alone, as the authors' code does.
+        second_look: whether classes in which nothing is flagged are looked at again, in few directions.
         filter_name: which filter's outputs of the evidence to use; by default its first.
         mixture: how the mixtures are fitted.
         seed: of the mixtures.
@@ -117,6 +121,7 @@ class ClusterImpurity:
     threshold: float | None = None
     conditioned: bool = True
     skip_single: bool = False
+    second_look: bool = True
     filter_name: str | None = None
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
     seed: int = 0
@@ -125,12 +130,13 @@ class ClusterImpurity:
 
     @classmethod
     def poster(cls, **options: Any) -> Self:
-        """Return the defence as the paper's authors print it: plain S, conditioned, threshold 0.5, all features."""
-        return cls(**{"decision": "plain", "mixture": UNREDUCED, **options})
+        """Return the defence as the paper's authors print it: plain S, threshold 0.5, one look at all features."""
+        given = {"decision": "plain", "second_look": False, "mixture": MixtureSettings(dimensions=None)}
+        return cls(**{**given, **options})
 
     @classmethod
     def authors_code(cls, **options: Any) -> Self:
-        """Return the defence as the authors' code computes it: plain S of all images, single clusters skipped."""
+        """Return the defence as the authors' code computes it: ``poster``, of all images, single clusters skipped."""
         return cls.poster(**{"conditioned": False, "skip_single": True, **options})
 
     def __post_init__(self) -> None:
@@ -139,34 +145,36 @@ class ClusterImpurity:
         if self.threshold is not None and not self.threshold > 0:
             raise UndoorError(f"the threshold is {self.threshold}; give a number above 0")
 
-    def __call__(self, evidence: Evidence, /, clusterings: Sequence[Clustering | None] | None = None) -> Findings:
+    def __call__(self, evidence: Evidence, /, find: Find | None = None) -> Findings:
         """Cluster every class, measure every cluster, flag the images of those above the threshold.
 
-        ``clusterings``: of this evidence, if ``cluster`` has been called before; they cost nearly all of the time.
+        ``find``: returns what ``cluster`` does with other settings of the mixture. The mixtures cost nearly all of the
+        time; whoever has them of this evidence gives them.
         """
         begun = time.perf_counter()
         filter_name, filtered = self._filtered(evidence)
-        members = _members(evidence)
-        if clusterings is None:
-            clusterings = self.cluster(evidence)
+        find = find or partial(self.cluster, evidence)
+        looks = [find(self.mixture)]
+        few, t = replace(self.mixture, dimensions="few"), evidence.plain.features.shape[1]
+        sizes = np.bincount(evidence.labels).tolist()
+        if self.second_look and any(few.dimensions_of(n, t) < self.mixture.dimensions_of(n, t) for n in sizes if n):
+            looks.append(find(few))
         clustered = time.perf_counter()
         changed = self._changed(evidence, filtered)
 
         assignments = np.zeros(len(evidence.labels), dtype=np.int64)
-        rows: list[dict[str, Any]] = []
-        for label, (mine, clustering) in enumerate(zip(members, clusterings, strict=True)):
-            if clustering is None:
-                continue
-            assignments[mine] = clustering.assignments
-            rows += [
-                self._measure(evidence, filtered, changed, label, number, mine[clustering.assignments == number])
-                for number in range(clustering.components)
-            ]
-        clusters = pd.DataFrame(rows, columns=list(CLUSTER_COLUMNS[:-1]))
-        single = clusters.groupby("class")["class"].transform("size") == 1
-        candidate = ~single if self.skip_single else np.ones(len(clusters), dtype=bool)
+        table: list[dict[str, Any]] = []
+        for label, mine in enumerate(_members(evidence)):
+            rows: list[dict[str, Any]] = []
+            for clustering in (look[label] for look in looks):
+                if clustering is None or any(row["flagged"] for row in rows):
+                    break
+                seen = self._look(evidence, filtered, changed, label, mine, clustering)
+                if not rows or any(row["flagged"] for row in seen):
+                    rows, assignments[mine] = seen, clustering.assignments
+            table += rows
+        clusters = pd.DataFrame(table, columns=list(CLUSTER_COLUMNS))
         threshold = self.threshold or THRESHOLDS[self.decision]
-        clusters["flagged"] = (clusters["impurity"] > threshold) & candidate
 
         measured = clusters.set_index(["class", "cluster"])
         of_sample = measured.loc[list(zip(evidence.labels, assignments, strict=True))]
@@ -201,16 +209,34 @@ class ClusterImpurity:
             )
         return name, evidence.filtered[name]
 
-    def cluster(self, evidence: Evidence) -> Sequence[Clustering | None]:
+    def cluster(self, evidence: Evidence, mixture: MixtureSettings) -> Clusterings:
         """Return the mixture of every class, None for a class without images; the filter plays no part in it."""
         members = _members(evidence)
-        present = [evidence.plain.features[mine] for mine in members if len(mine)]
+        # One class after another: the features of all may not fit into memory at once.
+        present = (evidence.plain.features[mine] for mine in members if len(mine))
         if self.device == "cpu":
-            fit = partial(cluster, settings=self.mixture, seed=self.seed)
-            fitted = iter(map_items(fit, present, self.workers))
+            fitted = iter(map_items(partial(cluster, settings=mixture, seed=self.seed), present, self.workers))
         else:
-            fitted = iter(cluster_classes(present, self.mixture, self.seed, self.device, self.workers))
+            fitted = iter(cluster_classes(list(present), mixture, self.seed, self.device, self.workers))
         return [next(fitted) if len(mine) else None for mine in members]
+
+    def _look(
+        self,
+        evidence: Evidence,
+        filtered: Outputs,
+        changed: NDArray[np.bool_],
+        label: int,
+        mine: NDArray[np.int64],
+        clustering: Clustering,
+    ) -> list[dict[str, Any]]:
+        """Return the rows of the clusters of a class, whose images are ``mine``."""
+        threshold = self.threshold or THRESHOLDS[self.decision]
+        skipped = self.skip_single and clustering.components == 1
+        rows = []
+        for number in range(clustering.components):
+            row = self._measure(evidence, filtered, changed, label, number, mine[clustering.assignments == number])
+            rows.append({**row, "flagged": row["impurity"] > threshold and not skipped})
+        return rows
 
     def _changed(self, evidence: Evidence, filtered: Outputs) -> NDArray[np.bool_]:
         if self.decision == "confident":
