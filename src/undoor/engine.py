@@ -153,7 +153,7 @@ def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], engine: E
             yield _told(ray, finished[0])
     finally:
         for one in running:
-            ray.cancel(one, force=True)
+            ray.cancel(one)
 
 
 def _connected() -> Any:
