@@ -351,6 +351,8 @@ def test_killed_training_resumes(data, tmp_path):
         (["quick", "--seeds", "0,x"], "give whole numbers"),
         (["quick", "--cells", "none"], "no cell is called"),
         (["quick", "--preset", "slow"], "no preset"),
+        (["quick", "--engine", "dask"], "choose local, processes, ray"),
+        (["quick", "--gpus", "0.5"], "0.5 GPUs an item cannot be had on local"),
     ],
 )
 def test_what_bench_refuses(run, tmp_path, options, told):

@@ -25,6 +25,47 @@ def test_the_readmes_table_is_the_one_of_the_results():
     assert written.strip() == benchmark.table(content)
 
 
+def test_the_cluster_pages_tables_are_those_of_the_results():
+    benchmark = load_benchmark("cluster_arithmetic")
+    gpu = benchmark.read(benchmark.GPU) if benchmark.GPU.exists() else None
+    page = benchmark.PAGE.read_text(encoding="utf-8")
+    written = page.split(benchmark.MARKS[0])[1].split(benchmark.MARKS[1])[0]
+    assert written.strip() == benchmark.tables(benchmark.read(benchmark.CPU), gpu, benchmark.DOLLARS_A_GPU_HOUR)
+
+
+def test_the_arithmetic_is_the_constants_times_the_images():
+    benchmark = load_benchmark("cluster_arithmetic")
+
+    def constant(value):
+        return {"median": value, "lowest": value, "highest": value}
+
+    cpu = {
+        "hardware": "a core",
+        "versions": {"torch": "2"},
+        "bytes_an_image": {"encoded": 300, "pixels": 3072, "evidence_10": 592, "evidence_1000": 8512},
+        "decoding": {"seconds_an_image": constant(0.5e-3)},
+        "pass": {"seconds_an_image": constant(3.6e-3)},
+        "mixtures": {"seconds_an_image": constant(0.9e-3), "classes": 3, "images_a_class": 5000},
+        "ray": {"version": "2", "seconds_a_task": constant(1e-3), "seconds_a_byte": constant(1e-9)},
+    }
+    gpu = {"hardware": "a GPU", "pass": {"seconds_an_image": constant(3.6e-5)}}
+    for measured, seconds, dollars in ((None, "not measured", "not measured"), (gpu, "36.0 s", "$0.03")):
+        rows = dict(
+            line.strip("| ").split(" | ", 1)
+            for line in benchmark.tables(cpu, measured, 3.0).splitlines()
+            if " | " in line
+        )
+        first = {name: told.split(" | ")[0] for name, told in rows.items()}
+        assert first["pass on one core"] == "60.0 min"
+        assert first["evidence, 10 classes"] == "592 MB"
+        assert first["tasks of the pass, 4096 images each"] == "245"
+        assert first["driver: giving out shards, taking evidence"] == "3.9 s"
+        assert first["all on 1000 cores, after the driver has read on one"] == "8.4 min"
+        assert first["all on 1000 cores, where tasks read their shards"] == "5.0 s"
+        assert first["pass on one GPU"] == seconds
+        assert first["pass, at $3.00 a GPU hour"] == dollars
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")

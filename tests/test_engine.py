@@ -1,4 +1,5 @@
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -20,6 +21,9 @@ from undoor.experiments.bench import Bench
 from undoor.experiments.cells import Contender
 from undoor.experiments.store import Store
 
+# When Ray starts its processes on a busy machine it may give one up and start another.
+pytestmark = pytest.mark.filterwarnings(r"ignore:[\s\S]*Popen.__del__:pytest.PytestUnraisableExceptionWarning")
+
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 NOTICES_A_DEATH = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
 
@@ -27,11 +31,13 @@ NOTICES_A_DEATH = {"health_check_period_ms": 500, "health_check_failure_threshol
 @pytest.fixture(scope="module")
 def head():
     """A Ray cluster on this machine, of one node with one core, whose address stands in RAY_ADDRESS."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'undoor[ray]'")
-    from ray.cluster_utils import Cluster
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'undoor[ray]'")
+        from ray.cluster_utils import Cluster
+
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         node = {**NODE, "include_dashboard": False, "_system_config": NOTICES_A_DEATH}
         cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -82,6 +88,13 @@ def test_results_come_as_they_are_finished_and_items_are_asked_for_late(engine):
     assert len(asked) < 20
     seen += finished
     assert sorted(seen) == [(item, str(item)) for item in range(20)]
+
+
+def test_who_leaves_early_can_begin_anew(engine):
+    finished = as_finished(str, range(20), engine)
+    next(finished)
+    finished.close()
+    assert map_items(str, range(3), engine) == ["0", "1", "2"]
 
 
 def test_no_items(engine):

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from contextvars import ContextVar
@@ -127,12 +128,17 @@ def _on_joblib(
     pool = Parallel(n_jobs=count, prefer=kind, return_as="generator_unordered")
     # The limit of a thread is that of the whole process for BLAS: without this one, the first to end would lift it.
     with one_thread() if kind == "threads" else nullcontext():
+        finished = pool(delayed(_call)(function, number, item) for number, item in enumerate(items))
         try:
-            yield from pool(delayed(_call)(function, number, item) for number, item in enumerate(items))
+            for one in finished:  # noqa: UP028 - it would close what joblib then warns of
+                yield one
         except TerminatedWorkerError as error:
             raise UndoorError(
                 "a local process was killed, often for want of memory; take fewer workers or smaller batches"
             ) from error
+        finally:
+            with warnings.catch_warnings(action="ignore"):
+                finished.close()
 
 
 def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], engine: Engine) -> Iterator[tuple[int, Result]]:
@@ -142,14 +148,15 @@ def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], engine: E
     waiting, running = enumerate(items), list[Any]()
     try:
         while True:
-            running += [task.remote(shipped, *one) for one in islice(waiting, _room(ray, engine) - len(running))]
+            room = max(0, _room(ray, engine) - len(running))
+            running += [task.remote(shipped, *one) for one in islice(waiting, room)]
             if not running:
                 return
             finished, running = ray.wait(running)
             yield _told(ray, finished[0])
     finally:
         for one in running:
-            ray.cancel(one, force=True)
+            ray.cancel(one)
 
 
 def _connected() -> Any:
