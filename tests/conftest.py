@@ -19,6 +19,16 @@ QUICKLY: dict = {"mixture": MixtureSettings(restarts=1), "workers": 1}
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """Put tests on a Ray cluster last: joblib's processes can hang in a process that is connected to one."""
+
+    def on_a_cluster(item):
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return "head" in item.fixturenames or any(isinstance(value, str) and value == "ray" for value in values)
+
+    items.sort(key=on_a_cluster)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with CIFAR-10 and evidence of real victims, which is no part of the project."""

@@ -80,10 +80,15 @@ def test_every_engine_gives_the_same_bits_in_order(engine):
     np.testing.assert_array_equal(map_items(work, range(1, 8), engine), expected)
 
 
+def slowly(item):
+    time.sleep(0.1)
+    return str(item)
+
+
 def test_results_come_as_they_are_finished_and_items_are_asked_for_late(engine):
     asked = []
     items = (asked.append(item) or item for item in range(20))
-    finished = as_finished(str, items, engine)
+    finished = as_finished(slowly, items, engine)
     seen = [next(finished)]
     assert len(asked) < 20
     seen += finished
