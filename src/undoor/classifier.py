@@ -1,8 +1,10 @@
 """Any network as a classifier with a penultimate layer."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +50,12 @@ class Classifier:
         self._mean = None if mean is None else torch.tensor(mean, device=self.device).view(-1, 1, 1)
         self._std = None if std is None else torch.tensor(std, device=self.device).view(-1, 1, 1)
         self._candidates = self._modules_named(layer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by way of the processor's memory: the device here may not be there where the classifier arrives."""
+        model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        mean, std = (None if v is None else v.flatten().tolist() for v in (self._mean, self._std))
+        return _arrived, (model, self.layer, mean, std)
 
     def _modules_named(self, layer: str | None) -> dict[str, nn.Module]:
         modules = dict(self.model.named_modules())
@@ -170,6 +178,10 @@ class Classifier:
 
 def _unit(pixels: Tensor) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last).float() / 255
+
+
+def _arrived(model: nn.Module, layer: str | None, mean: list[float] | None, std: list[float] | None) -> Classifier:
+    return Classifier(model, layer=layer, mean=mean, std=std)
 
 
 def default_device() -> str:
