@@ -231,7 +231,7 @@ def page(content: dict) -> str:
         "# The smallest poisoned cluster that is found\n\n"
         f"`python benchmarks/smallest_cluster.py` wrote this page. A cluster is planted in a class of {CLEAN} clean "
         "images (about 480 of the digits) and the mixture is fitted to t features: *before*, as they are; *after*, "
-        "reduced as `undoor.reduction` does by default. Each cell is recall / precision of the clusters that are "
+        "reduced by `undoor.reduction`. Each cell is recall / precision of the clusters that are "
         f"poisoned for the most part, median over the seeds {content['seeds']} (before: the first). *Found* is a "
         "recall of at least 0.9 with every seed, and at every larger size; a dash was not run.\n\n"
         f"Gaussian: {GROUPS} groups of unit covariance, {APART:g} from their centre in random directions; the poisoned "
@@ -239,7 +239,7 @@ def page(content: dict) -> str:
         "poisons, then all but so many are left out of the class. The wide features of the ResNet-20 are a hidden "
         "layer trained on top of its 64; it was trained with 999 poisons, which stand under 1000.\n\n"
         f"EM starts once for every K ({AFTER.restarts} hierarchy). All fits after the reduction, with the reduction: "
-        f"{seconds:.0f} s on one core; scikit-learn {content['versions']['scikit-learn']}, "
+        f"{seconds:.0f} s on one core; torch {content['versions']['torch']}, "
         f"numpy {content['versions']['numpy']}.\n\n"
     ) + table(content)
 

@@ -181,11 +181,14 @@ PARTS = {"sweep": sweep, "scan": scan, "growth": growth}
 
 
 def table(rows: dict) -> str:
-    lines = ["| what | ratio (lowest–highest) | ours | theirs | data | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| what | ratio (lowest–highest) | rounds | ours | theirs | data | |", "|" + " --- |" * 7]
     for name, row in rows.items():
         ratio = f"{row['ratio']:.2f} ({row['spread'][0]:.2f}–{row['spread'][1]:.2f})" if "ratio" in row else ""
         theirs = f"{row['theirs_seconds']:.2f} s" if "ratio" in row else ""
-        lines.append(f"| {name} | {ratio} | {row['ours_seconds']:.2f} s | {theirs} | {row['what']} | {row['note']} |")
+        rounds = row["repeats"] if "ratio" in row else 1
+        lines.append(
+            f"| {name} | {ratio} | {rounds} | {row['ours_seconds']:.2f} s | {theirs} | {row['what']} | {row['note']} |"
+        )
     return "\n".join(lines)
 
 
@@ -215,7 +218,7 @@ def main() -> None:
     told = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     text = (
         "# Speed\n\nWritten by `benchmarks/speed.py`. Ratio: seconds of theirs / seconds of ours, both measured in "
-        f"turn in one run, median of {options.repeats}. {machine['cores']} cores, {machine['threads']} threads; {told}."
+        f"turn in one run, median of the rounds. {machine['cores']} cores, {machine['threads']} threads; {told}."
         "\n\n"
     )
     (HERE / "RESULTS.md").write_text(text + table(rows) + "\n", encoding="utf-8")
