@@ -123,7 +123,7 @@ def scan(options: argparse.Namespace) -> dict:
     return {name: timed | {"what": f"{len(pixels)} images, batches of {BATCH_SIZE}, float32", "note": ""}}
 
 
-def features_on_disk(path: Path, n: int) -> np.ndarray:
+def features_on_disk(path: Path, n: int) -> None:
     """Write n × 512 features, class after class: three groups each, variances that fall off like 1 / rank."""
     per_class, t = GROWTH["classes of"], GROWTH["dimensions"]
     features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, t))
@@ -133,24 +133,20 @@ def features_on_disk(path: Path, n: int) -> np.ndarray:
         groups = generator.normal(size=(3, t), scale=0.3)[generator.integers(0, 3, per_class)]
         features[begin : begin + per_class] = generator.normal(size=(per_class, t)) * spread + groups
     features.flush()
-    return features
 
 
-def growth_of(n: int) -> dict:
-    """Cluster n features and tell how long it took and how much memory was resident at most."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "features.npy"
-        features_on_disk(path, n)
-        features = np.load(path, mmap_mode="r")
-        per_class = GROWTH["classes of"]
-        begun = time.perf_counter()
-        found = map_items(
-            partial(components, settings=MixtureSettings(), seed=0),
-            (features[begin : begin + per_class] for begin in range(0, n, per_class)),
-        )
-        seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"n": n, "seconds": seconds, "resident_bytes": peak * 1024, "components": float(np.mean(found))}
+def growth_of(path: Path) -> dict:
+    """Cluster the features in a file and tell how long it took and how much memory was resident at most."""
+    features = np.load(path, mmap_mode="r")
+    n, per_class = len(features), GROWTH["classes of"]
+    begun = time.perf_counter()
+    found = map_items(
+        partial(components, settings=MixtureSettings(), seed=0),
+        (features[begin : begin + per_class] for begin in range(0, n, per_class)),
+    )
+    seconds = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # with the pages of the file
+    return {"n": n, "seconds": seconds, "resident_bytes": peak, "components": float(np.mean(found))}
 
 
 def components(features: np.ndarray, settings: MixtureSettings, seed: int) -> int:
@@ -159,12 +155,14 @@ def components(features: np.ndarray, settings: MixtureSettings, seed: int) -> in
 
 def growth(options: argparse.Namespace) -> dict:
     """Mixtures of ten times as many images in ten times as many classes, each in a process of its own."""
-    few, many = (
-        json.loads(
-            subprocess.run([sys.executable, __file__, "--growth-of", str(n)], check=True, capture_output=True).stdout
-        )
-        for n in (options.images // 10, options.images)
-    )
+    measured = []
+    for n in (options.images // 10, options.images):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "features.npy"
+            features_on_disk(path, n)
+            command = [sys.executable, __file__, "--growth-of", str(path)]
+            measured.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    few, many = measured
     exponent = float(np.log(many["seconds"] / few["seconds"]) / np.log(many["n"] / few["n"]))
     rows = {}
     for each in (few, many):
@@ -199,7 +197,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=1_000_000, help="of the largest set of the growth")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--growth-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--growth-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.growth_of:
         print(json.dumps(growth_of(options.growth_of)))
