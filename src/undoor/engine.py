@@ -3,9 +3,8 @@
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -128,17 +127,27 @@ def _on_joblib(
     pool = Parallel(n_jobs=count, prefer=kind, return_as="generator_unordered")
     # The limit of a thread is that of the whole process for BLAS: without this one, the first to end would lift it.
     with one_thread() if kind == "threads" else nullcontext():
-        finished = pool(delayed(_call)(function, number, item) for number, item in enumerate(items))
+        left = False
+
+        def wanted() -> Iterator[tuple[int, Item]]:
+            for number, item in enumerate(items):
+                if left:
+                    return
+                yield number, item
+
+        finished = pool(delayed(_call)(function, *one) for one in wanted())
         try:
-            for one in finished:  # noqa: UP028 - it would close what joblib then warns of
+            for one in finished:  # noqa: UP028 - who leaves early would close it, and joblib kill what runs
                 yield one
         except TerminatedWorkerError as error:
             raise UndoorError(
                 "a local process was killed, often for want of memory; take fewer workers or smaller batches"
             ) from error
         finally:
-            with warnings.catch_warnings(action="ignore"):
-                finished.close()
+            left = True
+            with suppress(Exception):
+                for _ in finished:  # what runs is waited for
+                    pass
 
 
 def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], engine: Engine) -> Iterator[tuple[int, Result]]:
