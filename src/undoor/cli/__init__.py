@@ -1,0 +1,79 @@
+"""The command line: parse, call, print.
+
+Nothing heavy is imported at the top: ``undoor --help`` answers at once. One file a command.
+"""
+
+import sys
+import traceback
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+from undoor._version import __version__
+from undoor.cli.bench import bench
+from undoor.cli.demo import demo
+from undoor.cli.poison import poison
+from undoor.cli.scan import clean, scan
+from undoor.cli.train import train
+from undoor.errors import UndoorError, UndoorNotice
+
+app = typer.Typer(
+    name="undoor",
+    help="Find and remove backdoor poisoning from the training set of an image classifier.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"undoor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _undoor(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (demo, poison, train, scan, clean, bench):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; an error the user can mend is one line and exit code 2."""
+    former = warnings.showwarning
+
+    def show(message: Any, category: Any, *rest: Any) -> None:
+        if issubclass(category, UndoorNotice):
+            print(f"note: {_one_line(message)}", file=sys.stderr)
+        else:
+            former(message, category, *rest)
+
+    warnings.showwarning = show  # type: ignore[assignment] # only its first arguments matter
+    try:
+        app(prog_name="undoor")
+    except UndoorError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(
+            f"error: {_one_line(error.strerror or error)}{where}; check the path and its permissions", file=sys.stderr
+        )
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a fault of undoor; please report it with the lines above", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line(message: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in str(message))

@@ -1,0 +1,5 @@
+"""``python -m undoor.cli``."""
+
+from undoor.cli import main
+
+main()

@@ -1,0 +1,29 @@
+"""The command ``undoor demo``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undoor.cli.options import Overwrite, Seed
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="the folder for findings/ and demo.json")] = Path("undoor-demo"),
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Plant a backdoor in embedded data, find it, remove it, retrain, and show before and after."""
+    from undoor import terminal
+    from undoor.experiments.demo import demo as run
+
+    with terminal.training_bar() as on_step:
+        result = run(out, seed, overwrite=overwrite, on_stage=terminal.print_stage, on_step=on_step)
+    attack = result.attack
+    terminal.out.print(
+        f"planted: {attack.count} images of class {', '.join(attack.sources)} with one brighter pixel at "
+        f"{attack.trigger.row},{attack.trigger.column}, labelled {attack.target}"
+    )
+    terminal.print_findings(result.findings)
+    terminal.print_before_after(result.before, result.after)
+    terminal.out.print(f"report: {out / 'findings' / 'report.html'}", soft_wrap=True)

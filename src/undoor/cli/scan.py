@@ -1,0 +1,158 @@
+"""The commands ``undoor scan`` and ``undoor clean``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from undoor.cli.options import (
+    Data,
+    EngineKind,
+    Epochs,
+    ExitZero,
+    Gpus,
+    ImageColumn,
+    ImageSize,
+    LabelColumn,
+    Layer,
+    LearningRate,
+    Mean,
+    Network,
+    Out,
+    Overwrite,
+    Preset,
+    Seed,
+    SkipBroken,
+    Split,
+    Std,
+    Workers,
+    dimensions_of,
+    numbers,
+    read_data,
+    refuse_existing,
+)
+
+
+def scan(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="the folder for the findings")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="the network's weights; by default one is trained on DATA and kept in --out"),
+    ] = None,
+    network: Network = None,
+    layer: Layer = None,
+    mean: Mean = None,
+    std: Std = None,
+    image_filter: Annotated[
+        str, typer.Option("--filter", help="average[:SIZE[:zero]], median, gaussian, noise or quantise")
+    ] = "average:2",
+    decision: Annotated[
+        str,
+        typer.Option(help="changes that count: confident ones (threshold 0.15), or all, plain, as in the paper (0.5)"),
+    ] = "confident",
+    threshold: Annotated[
+        float | None, typer.Option(help="impurity above which a cluster is flagged; by default the decision's")
+    ] = None,
+    unconditioned: Annotated[
+        bool,
+        typer.Option("--unconditioned", help="count all images in p, not only those decided as labelled"),
+    ] = False,
+    skip_single: Annotated[bool, typer.Option("--skip-single", help="skip classes with one cluster")] = False,
+    dimensions: Annotated[
+        str, typer.Option(help="to which features are reduced: auto, few, a number, or all, which leaves them alone")
+    ] = "auto",
+    one_look: Annotated[
+        bool, typer.Option("--one-look", help="no second look, in few directions, at classes where nothing is flagged")
+    ] = False,
+    preset: Preset = "fast",
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 128,
+    overwrite: Overwrite = False,
+    exit_zero: ExitZero = False,
+    split: Split = "train",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    image_size: ImageSize = None,
+    skip_broken: SkipBroken = False,
+    engine: EngineKind = "local",
+    workers: Workers = None,
+    gpus: Gpus = 0.0,
+) -> None:
+    """Scan DATA for backdoor poisoning. Ends with 1 if something is flagged, 0 if nothing is.
+
+    A scan that was interrupted goes on where it was when the command is given again.
+    """
+    from undoor import terminal
+    from undoor.classifier import Classifier
+    from undoor.defenses.training_set import ClusterImpurity
+    from undoor.engine import Engine
+    from undoor.filters import parse_filter
+    from undoor.findings import refuse_findings
+    from undoor.mixture import MixtureSettings
+    from undoor.recipes import recipe
+    from undoor.scanning import scan as run
+    from undoor.scanning import write_findings
+    from undoor.shards import kept_until_done
+    from undoor.victims import fit_victim
+    from undoor.weights import load_model, require_same_classes
+
+    h = parse_filter(image_filter)
+    chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
+    defense = ClusterImpurity(
+        mixture=MixtureSettings(dimensions=dimensions_of(dimensions)), second_look=not one_look,
+        decision=decision,  # type: ignore[arg-type] # which it checks
+        threshold=threshold, conditioned=not unconditioned, skip_single=skip_single, seed=seed, workers=chosen_engine,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "layer": layer,
+        "mean": numbers(mean, "--mean"),
+        "std": numbers(std, "--std"),
+    }
+    chosen = recipe(preset, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    refuse_findings(out, overwrite)
+    given = None if model is None else load_model(model, network)
+    if given is not None:
+        classifier = Classifier(given[0], **options)
+    dataset = read_data(
+        data, split=split, image_column=image_column, label_column=label_column,
+        image_size=image_size, skip_broken=skip_broken,
+    )  # fmt: skip
+    if given is None:
+        with terminal.training_bar() as on_step:
+            victim = fit_victim(
+                dataset, chosen, out / "victim.safetensors", network, overwrite=overwrite, on_step=on_step
+            )
+        classifier = Classifier(victim, **options)
+    else:
+        require_same_classes(given[1], dataset.class_names, model)
+    with kept_until_done(out / "evidence.part") as folder:
+        with terminal.counting_bar("evidence") as on_batch:
+            findings = run(
+                classifier, dataset, defense, image_filter=h, batch_size=batch_size,
+                folder=folder, engine=chosen_engine, on_batch=on_batch,
+            )  # fmt: skip
+        write_findings(findings, dataset, h, out, overwrite=overwrite)
+    terminal.print_findings(findings)
+    terminal.out.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
+    if findings.verdict == "poisoned" and not exit_zero:
+        raise typer.Exit(1)
+
+
+def clean(
+    data: Data,
+    findings: Annotated[Path, typer.Option(help="the folder that undoor scan wrote for DATA")],
+    out: Out,
+    split: Split = "train",
+) -> None:
+    """Write the part of DATA that was not flagged; DATA itself stays as it is."""
+    from undoor.findings import read_ids
+    from undoor.readers.subset import write_subset
+    from undoor.terminal import out as console
+
+    refuse_existing(out)
+    scanned, kept = read_ids(findings)
+    write_subset(data, scanned, kept, out, split)
+    console.print(f"kept {len(kept)} of {len(scanned)} images\nwritten to {out}", soft_wrap=True, markup=False)
