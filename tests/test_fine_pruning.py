@@ -226,6 +226,12 @@ class Unused(Backdoored):
         self.spare = nn.Conv2d(1, 1, 1)
 
 
+def parametrised() -> nn.Module:
+    model = Backdoored()
+    nn.utils.parametrizations.weight_norm(model.convolution)
+    return model
+
+
 def without(label: int) -> Dataset:
     dataset = make_dataset()
     return dataset.take(dataset.labels != label)
@@ -238,6 +244,7 @@ def without(label: int) -> Dataset:
         (Backdoored(), make_dataset(), {"layer": "norm"}, "'norm' is a BatchNorm2d, no convolution; .*'convolution'"),
         (Unused(), make_dataset(), {"layer": "spare"}, "'spare' does not run in the forward pass.*'convolution'"),
         (linear_network(), make_dataset(), {}, "no convolution"),
+        (parametrised(), make_dataset(), {}, "'convolution' are computed from others"),
         (Backdoored(), without(1), {}, "class class1 has no clean images; give 3 or more"),
         (Backdoored(), make_dataset(n_per_class=2), {}, "class class0 has 2 clean images; give 3"),
         (Backdoored(), make_dataset(classes=1), {}, "of one class"),

@@ -64,6 +64,13 @@ def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def pruning_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[["Step"], None]]]:
+    """Yield what shows the images along the pruning curve and then, in the same place, the steps of fine-tuning."""
+    with counting_bar("pruning") as show:
+        yield show, lambda step: show((step.epoch - 1) * step.steps + step.step, step.epochs * step.steps)
+
+
+@contextmanager
 def bench_board() -> Iterator[Callable[["Board", "Step | None"], None]]:
     """Yield a function that shows what of a suite is done, running and left, with an estimate.
 

@@ -89,7 +89,7 @@ def prune(
     clean = read_data(data, split=split, skip_broken=skip_broken, **columns)
     require_same_classes(names, clean.class_names, model)
     test_set = None if test is None else read_data(test, split="test", skip_broken=skip_broken, **columns)
-    with terminal.counting_bar("pruning") as on_batch, terminal.training_bar("fine-tuning") as on_step:
+    with terminal.pruning_bar() as (on_batch, on_step):
         result = defense(classifier, clean, on_batch=on_batch, on_step=on_step)
     if test_set is not None:
         with terminal.counting_bar("measuring") as on_batch:

@@ -89,6 +89,8 @@ def find_channels(classifier: Classifier, images: NDArray[np.uint8], layer: str 
     chosen = layer or ran[-1]
     convolution = modules[chosen]
     assert isinstance(convolution, nn.Conv2d)  # noqa: S101 - as chosen
+    if not isinstance(vars(convolution)["_parameters"].get("weight"), nn.Parameter):
+        raise UndoorError(f"the weights of layer {chosen!r} are computed from others; remove its parametrisation first")
     norms = tuple(dict.fromkeys(read[chosen]))
     return Channels(chosen, norms, convolution.out_channels, _done_before(chosen, calls))
 
@@ -122,7 +124,7 @@ def mean_activations(classifier: Classifier, channels: Channels, images: NDArray
 
     def add(_: nn.Module, __: Any, output: Tensor) -> None:
         nonlocal positions
-        totals.add_(output.relu().double().sum((0, 2, 3)).cpu())
+        totals.add_(output.relu().float().sum((0, 2, 3)).cpu())
         positions += output[:, 0].numel()
 
     with ExitStack() as stack:
