@@ -42,11 +42,12 @@ def prune(
     mean: Mean = None,
     std: Std = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="how far clean accuracy may fall by pruning; by default 0.04")
+        float | None, typer.Option(help="how far clean accuracy may fall by pruning, as a share; by default 0.04")
     ] = None,
     ranking: Annotated[str, typer.Option(help="dormant, or random, the control")] = "dormant",
-    epochs: Annotated[int | None, typer.Option(min=1, help="of fine-tuning")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="of fine-tuning, the highest")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="of fine-tuning; by default 20")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of fine-tuning, the highest; by default 0.05")] = None,
+    augment: Annotated[bool, typer.Option(help="shift and flip the images of fine-tuning")] = True,
     attack: Annotated[
         Path | None,
         typer.Option(help="attack.json of undoor poison: measure its success before and after; needs --test"),
@@ -74,6 +75,7 @@ def prune(
     defense = FinePruning(
         layer,
         ranking,  # type: ignore[arg-type] # which it checks
+        augment=augment,
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
