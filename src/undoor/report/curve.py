@@ -23,7 +23,7 @@ def write_curve(curve: pd.DataFrame, count: int, tolerance: float, path: Path) -
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"font.size": 8, "svg.hashsalt": "undoor", "figure.constrained_layout.use": True})
-        figure = Figure(figsize=(4.2, 2.8))
+        figure = Figure(figsize=(4.2, 3.0))
         axes = figure.subplots()
         axes.plot(curve["share"], curve["accuracy"], color=BLUE, label="accuracy on clean images held out")
         if "attack_success_rate" in curve:
@@ -31,7 +31,7 @@ def write_curve(curve: pd.DataFrame, count: int, tolerance: float, path: Path) -
         axes.axhline(curve["accuracy"].iloc[0] - tolerance, color=GREY, linewidth=0.8, linestyle=":", label="tolerated")
         axes.axvline(curve["share"].iloc[count], color=GREY, linewidth=0.8, label="where pruning stopped")
         axes.set(xlabel="share of channels pruned", ylabel="share of images", xlim=(0, 1), ylim=(0, 1.02))
-        axes.legend(frameon=False, loc="best")
+        figure.legend(frameon=False, loc="outside upper center", ncols=2)
         # No date and no version: the same results make the same bytes.
         figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None, "Creator": None})
         figure.savefig(path.with_name(f"{path.name}.png"), metadata={"Software": None}, dpi=200)
