@@ -68,7 +68,7 @@ def find_channels(classifier: Classifier, images: NDArray[np.uint8], layer: str 
         calls.append(("in", name))
         if isinstance(modules[name], NORMS):
             for convolution, outputs in results.items():
-                if any(inputs[0] is output for output in outputs):
+                if any(given is output for given in inputs for output in outputs):
                     read[convolution].append(name)
 
     def left(_: nn.Module, __: Any, output: Any, name: str) -> None:
