@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from undoor.defenses.post_training import Pruned
     from undoor.experiments.bench import Board
     from undoor.experiments.measure import Success
     from undoor.findings import Findings
@@ -60,6 +61,13 @@ def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     with _bar(name, (TextColumn("{task.completed}/{task.total}"),)) as progress:
         task = progress.tasks[0].id
         yield lambda done, total: progress.update(task, total=total, completed=done)
+
+
+@contextmanager
+def pruning_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[["Step"], None]]]:
+    """Yield what shows the images along the pruning curve and then, in the same place, the steps of fine-tuning."""
+    with counting_bar("pruning") as show:
+        yield show, lambda step: show((step.epoch - 1) * step.steps + step.step, step.epochs * step.steps)
 
 
 @contextmanager
@@ -170,6 +178,25 @@ def print_before_after(before: "Success", after: "Success") -> None:
     table.add_row("clean accuracy", f"{before['clean_accuracy']:.4f}", f"{after['clean_accuracy']:.4f}")
     rates = [f"{s['attack_success_rate']:.4f}" for s in (before, after)]
     table.add_row("attack success rate", *rates)
+    out.print(table)
+
+
+def print_pruned(result: "Pruned") -> None:
+    """Print how many channels are pruned, and how good the network is before, between and after."""
+    channels = result.channels
+    out.print(f"{result.count} of {channels.count} channels of {_plain(channels.convolution)} pruned", soft_wrap=True)
+    table = Table()
+    for name in ("network", "accuracy on images held out"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    measured = result.measured or {}
+    rows = {name: [f"{value:.4f}"] for name, value in result.accuracies.items()}
+    for column in ("clean_accuracy", "attack_success_rate"):
+        if any(success[column] is not None for success in measured.values()):
+            table.add_column(column.replace("_", " "), justify="right")
+            for name, cells in rows.items():
+                cells.append(f"{measured[name][column]:.4f}")
+    for name, cells in rows.items():
+        table.add_row({"pruned": "after pruning", "tuned": "after fine-tuning"}.get(name, name), *cells)
     out.print(table)
 
 
