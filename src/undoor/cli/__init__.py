@@ -13,6 +13,7 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.inspect import inspect
 from undoor.cli.poison import poison
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
@@ -43,7 +44,7 @@ def _undoor(
     pass
 
 
-for command in (demo, poison, train, scan, clean, bench):
+for command in (demo, poison, train, scan, clean, inspect, bench):
     app.command()(command)
 
 
