@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from undoor.defenses.post_training import Pruned
+    from undoor.defenses.post_training.inspection import Inspection
     from undoor.experiments.bench import Board
     from undoor.experiments.measure import Success
     from undoor.findings import Findings
@@ -160,6 +161,34 @@ def _print_clusters(findings: "Findings") -> None:
             f"{row['impurity']:.3f}",
             "yes" if row["flagged"] else "",
         )
+    out.print(table)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on a terminal that something is under way."""
+    if err.is_terminal:
+        with err.status(what):
+            yield
+    else:
+        yield
+
+
+def print_inspection(inspection: "Inspection") -> None:
+    """Print the verdict, the p-values and the closest class pairs."""
+    target = inspection.target
+    colour = "green" if target is None else "red"
+    where = "" if target is None else f" from {_plain(', '.join(inspection.sources))} to {_plain(target)}"
+    p = ", ".join(f"{rule} {found.p:.3g}" for rule, found in inspection.inferences.items())
+    out.print(
+        f"[bold {colour}]{inspection.verdict}[/]{where}: p by rule {p}; {inspection.rule} decides", soft_wrap=True
+    )
+    table = Table(title="the smallest perturbations", title_justify="left")
+    for name in ("from", "to", "norm", "share", "p", "detected"):
+        table.add_column(name, justify="right" if name in ("norm", "share", "p") else "left")
+    for row in inspection.pairs.sort_values("norm", kind="stable").head(5).to_dict("records"):
+        numbers = f"{row['norm']:.3f}", f"{row['rate']:.0%}", f"{row['p']:.3g}"
+        table.add_row(_plain(row["source"]), _plain(row["target"]), *numbers, "yes" if row["detected"] else "")
     out.print(table)
 
 

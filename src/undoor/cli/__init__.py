@@ -13,6 +13,7 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.inspect import inspect
 from undoor.cli.poison import poison
 from undoor.cli.prune import prune
 from undoor.cli.scan import clean, scan
@@ -44,7 +45,7 @@ def _undoor(
     pass
 
 
-for command in (demo, poison, train, scan, clean, prune, bench):
+for command in (demo, poison, train, scan, clean, inspect, prune, bench):
     app.command()(command)
 
 
