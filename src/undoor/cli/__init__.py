@@ -13,6 +13,7 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.guard import guard
 from undoor.cli.poison import poison
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
@@ -45,6 +46,7 @@ def _undoor(
 
 for command in (demo, poison, train, scan, clean, bench):
     app.command()(command)
+app.add_typer(guard)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -68,6 +69,12 @@ class Checked:
     decisions: NDArray[np.int64]
     statistic: NDArray[np.float64]
     rejected: NDArray[np.bool_]
+
+    def table(self, ids: NDArray[np.str_], class_names: Sequence[str]) -> pd.DataFrame:
+        """Return one row a query: id, decision (the name of the class), statistic, rejected."""
+        names = np.asarray(class_names, dtype=object)[self.decisions]
+        columns = {"id": ids.astype(object), "decision": names, "statistic": self.statistic, "rejected": self.rejected}
+        return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True, eq=False)
