@@ -30,9 +30,11 @@ class Ada:
        that the network decides rightly, its order chosen by BIC: the null.
     2. The statistic of a query x, decided as c*, at one layer: ``"kl"`` is the paper's, KL(P‖Q) over the classes other
        than c*, with P(c) ∝ f(z | c) and Q(c) ∝ p(c | x). It asks whether layer and network agree on the source class,
-       and under a backdoor they may. ``"density"``, −log f(z | c*), asks whether x looks like what it is taken for.
-    3. Layers are made comparable by clean images held out of the fit: at every layer their median becomes 0, and what
-       a false-positive rate of α would refuse there begins at 1. The largest value of all layers counts.
+       and under a backdoor they may. ``"density"``, −log f(z | c*), which is not the paper's, asks whether x looks
+       like what it is taken for.
+    3. Layers are made comparable by clean images held out of the fit, rightly decided or not: at every layer their
+       median becomes 0, and what a false-positive rate of α would refuse there begins at 1. The largest value of all
+       layers counts.
     4. The threshold is the quantile of the held-out images that refuses a new clean image with a probability of at
        most α (Vovk, Gammerman, Shafer 2005).
 
