@@ -13,6 +13,7 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.guard import guard
 from undoor.cli.inspect import inspect
 from undoor.cli.poison import poison
 from undoor.cli.prune import prune
@@ -47,6 +48,7 @@ def _undoor(
 
 for command in (demo, poison, train, scan, clean, inspect, prune, bench):
     app.command()(command)
+app.add_typer(guard)
 
 
 def main() -> None:

@@ -154,10 +154,17 @@ def softmax_guard(case: Case) -> dict[str, Any]:
     return dict(_refusals(case, score, conformal_quantile(score(case.clean.images), REFUSED)))
 
 
-def _refusals(case: Case, score: Callable[[NDArray[np.uint8]], NDArray[np.float64]], threshold: float) -> dict[str, Any]:
+def _refusals(
+    case: Case, score: Callable[[NDArray[np.uint8]], NDArray[np.float64]], threshold: float
+) -> dict[str, Any]:
     """Count what is refused of clean and of triggered queries; those that the attack succeeds with are its hits."""
     clean = score(case.judged.images)
-    rates: dict[str, Any] = {"threshold": threshold, "fpr": float((clean > threshold).mean()), "tpr": None, "auroc": None}
+    rates: dict[str, Any] = {
+        "threshold": threshold,
+        "fpr": float((clean > threshold).mean()),
+        "tpr": None,
+        "auroc": None,
+    }
     if case.attack is not None:
         images = triggered(case.judged, case.attack).images
         target = case.judged.class_names.index(case.attack.target)

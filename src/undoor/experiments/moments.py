@@ -85,7 +85,13 @@ def _of_network(results: Results, name: str, attacked: set[str]) -> list[str]:
     line += [of(found, "auroc"), shown(victims["attack_success_rate"]), of(found, "repaired_attack_success_rate")]
     line += [shown(victims["clean_accuracy"]) if repaired else MISSING, of(found, "repaired_clean_accuracy")]
     first = found[0]
-    return [first["moment"], _named(name, first["control_of"] is not None), first["needs"], *line, of(every, "seconds", 1)]
+    return [
+        first["moment"],
+        _named(name, first["control_of"] is not None),
+        first["needs"],
+        *line,
+        of(every, "seconds", 1),
+    ]
 
 
 def inspections(results: Results) -> tuple[list[str], list[list[str]]]:
