@@ -97,17 +97,7 @@ class Classifier:
 
     def _forward(self, images: Tensor, calls: list[tuple[str, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         calls.clear()
-        try:
-            if self._mean is not None and self._std is not None:
-                images = (images - self._mean) / self._std
-            logits = self.model(images)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UndoorError(
-                f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
-                "check --image-size and the number of channels"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise UndoorError("the model does not return one tensor of shape (N, classes); wrap it so that it does")
+        logits = self._logits(images)
         if not calls:
             raise UndoorError(
                 f"no layer of {_listed(self._candidates)} runs in the forward pass; name the layer to use"
@@ -121,6 +111,38 @@ class Classifier:
         if features.ndim > 2:
             features = features.flatten(2).mean(2)
         return features.float(), logits.float()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            if self._mean is not None and self._std is not None:
+                images = (images - self._mean) / self._std
+            logits = self.model(images)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UndoorError(
+                f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
+                "check --image-size and the number of channels"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise UndoorError("the model does not return one tensor of shape (N, classes); wrap it so that it does")
+        return logits
+
+    @contextmanager
+    def frozen(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yield a function: float images (N, C, H, W) in [0, 1] to logits (N, K), with gradients to the images.
+
+        Within the context the network is in evaluation mode and none of its parameters takes a gradient; after it
+        every part is as it was.
+        """
+        modes = {module: module.training for module in self.model.modules()}
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.eval().requires_grad_(False)
+        try:
+            yield lambda images: self._logits(images).float()
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_(True)
+            for module, training in modes.items():
+                module.training = training
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the penultimate features (N, t) and the logits (N, K) of float images in [0, 1]."""
