@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 
 import undoor
 from undoor.attacks import Attack, OnePixel, linf, poison, psnr, triggered, variations
-from undoor.attacks.optimised import contrast, cross_entropy
+from undoor.attacks.optimised import contrast, cross_entropy, displacement
 from undoor.attacks.variations import as_pixels
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset
@@ -118,10 +118,13 @@ def of_choice(digits: Dataset, test: Dataset, kind: str, size: float, seed: int)
     made = attack.trigger(clean)
     changes = as_pixels(attack.trigger, 1).changes
     row, column, _, change = changes[0]
+    stands_out = float(contrast(digits.images, clean, size)[0 if change > 0 else 1, row, column])
+    share = stands_out**2 / (1 + stands_out**2)
     return {
         "kind": kind, "size": size, "seed": seed, "trigger": asdict(attack.trigger),
         "linf": float(linf(clean, made).max()), "psnr": float(psnr(clean, made).min()),
-        "contrast": float(contrast(digits.images, clean, size)[0 if change > 0 else 1, row, column]),
+        "contrast": stands_out,
+        "prominence": share * displacement(surrogate(digits, seed), clean, made),
         "cross_entropy": cross_entropy(surrogate(digits, seed), made, digits.class_names.index(TARGET)),
         **measure(victim, test, attack), **truth(findings),
     }  # fmt: skip
@@ -235,7 +238,8 @@ def choices_table(rows: list[dict]) -> str:
     measures = {
         "attack_success_rate": ("ASR", 2), "clean_accuracy": ("clean accuracy", 3), "linf": ("ℓ∞", 3),
         "psnr": ("PSNR", 1),
-        "contrast": ("contrast", 1), "cross_entropy": ("cross-entropy", 2), "tpr": ("TPR", 2),
+        "prominence": ("prominence", 4), "contrast": ("contrast", 1), "cross_entropy": ("cross-entropy", 2),
+        "tpr": ("TPR", 2),
         "fpr_target_class": ("FPR, target class", 3), "fpr_all_classes": ("FPR, all classes", 3),
         "auroc": ("AUROC", 3),
     }  # fmt: skip
@@ -256,9 +260,9 @@ def agreement(rows: list[dict]) -> str:
         if len(group) > 3:
             success = [row["attack_success_rate"] for row in group]
             ranks = [float(spearmanr(success, [sign * row[name] for row in group]).statistic)
-                     for name, sign in (("contrast", 1), ("cross_entropy", -1))]  # fmt: skip
+                     for name, sign in (("prominence", 1), ("contrast", 1), ("cross_entropy", -1))]  # fmt: skip
             told.append([f"{size:.2f}", str(len(group)), *(f"{rank:+.2f}".replace("-", "−") for rank in ranks)])
-    head = ["size", "victims", "contrast", "cross-entropy, negative"]
+    head = ["size", "victims", "prominence", "contrast", "cross-entropy, negative"]
     return "Rank correlation (Spearman) of the attack success rate with\n\n" + table(head, told)
 
 

@@ -74,7 +74,7 @@ def optimised(
     ways = signs(images.shape[1]) * np.float64(size)
     if criterion == "prominence":
         squared = contrast(images, made, size) ** 2
-        share, features = squared / (1 + squared), _mean_features(surrogate, seen)
+        share = squared / (1 + squared)
     trigger: Pixels | None = None
     for number in range(pixels):
         # Each pixel may take an even share of the noise, else the first would leave none to the others.
@@ -95,8 +95,7 @@ def optimised(
                 "lower the size or the number of pixels, or loosen the bounds"
             )
         if criterion == "prominence":
-            moved = [_mean_features(surrogate, one(seen)) - features for _, one in looked_at]
-            values = [rate * float(np.linalg.norm(change)) for (rate, _), change in zip(looked_at, moved, strict=True)]
+            values = [rate * displacement(surrogate, seen, one(seen)) for rate, one in looked_at]
         else:
             values = [-cross_entropy(surrogate, one(seen), target) for _, one in looked_at]
         trigger = looked_at[int(np.argmax(values))][1]
@@ -144,12 +143,14 @@ def cross_entropy(surrogate: Classifier, images: NDArray[np.uint8], target: int)
     return float(torch.cat(losses).mean())
 
 
-def _mean_features(surrogate: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return (t,) the mean penultimate features."""
+def displacement(surrogate: Classifier, images: NDArray[np.uint8], changed: NDArray[np.uint8]) -> float:
+    """Return ‖Δφ‖₂, by how much the mean of a network's penultimate features moves."""
     with surrogate.watched() as forward:
-        features = [forward(batch)[0].double().sum(0) for batch in surrogate.batches(images)]
-    mean: NDArray[np.float64] = torch.stack(features).sum(0).cpu().numpy() / len(images)
-    return mean
+        mean, moved = (
+            torch.stack([forward(batch)[0].double().sum(0) for batch in surrogate.batches(part)]).sum(0) / len(part)
+            for part in (images, changed)
+        )
+    return float((moved - mean).norm())
 
 
 def _first_order(surrogate: Classifier, images: NDArray[np.uint8], target: int, size: float) -> NDArray[np.float64]:
