@@ -200,7 +200,9 @@ def page(content: dict) -> str:
         "decisions on triggered images to the target. *Prominence*: the share of the change in all that the pixel "
         "varies, times how far it moves the features of the clean network; `Attack.optimised` goes by it. ℓ∞ is the "
         "largest change of an image and PSNR the lowest of an image, in dB; TPR, FPR and AUROC are those of Cluster "
-        "Impurity with its default settings.\n",
+        "Impurity with its default settings. The formula of the prominence was settled on victims of the smaller size "
+        "with these seeds, and the pixels that are drawn come from the central half of the image alone, as in the "
+        "paper: the other rows choose among all.\n",
         choices_table(content["choices"]),
         "\n" + agreement(content["choices"]),
         "\n## Cluster Impurity with other preprocessing\n",
