@@ -262,8 +262,8 @@ class Experiment:
         target = self.setting.test.class_names.index(self.attack.target)
         rates = {}
         for size in self.setting.test_sizes:
-            other = replace(self.attack, trigger=replace(self.attack.trigger, size=size))
-            decisions = classifier.decide(triggered(self.setting.test, other).images)
+            other = self.attack.trigger.resized(size)
+            decisions = classifier.decide(triggered(self.setting.test, self.attack, other).images)
             rates[f"{size:.2f}"] = attack_success_rate(decisions, target)
         return rates
 
