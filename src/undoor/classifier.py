@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from undoor.errors import UndoorError, first_line
+from undoor.networks import Normalise
 
 BATCH_SIZE = 128
 """Images a forward pass. On a CPU larger ones are slower: their activations are mapped into memory anew each time."""
@@ -190,6 +191,13 @@ class Classifier:
         with self.watched() as forward:
             decisions = [forward(batch)[1].argmax(1) for batch in self.batches(images, batch_size)]
         return torch.cat(decisions).cpu().numpy()
+
+    def whole(self) -> nn.Module:
+        """Return network and scaling as one module that takes float images in [0, 1]; it shares the weights."""
+        model: nn.Module = self.model
+        if self._mean is None or self._std is None:
+            return model
+        return nn.Sequential(Normalise(self._mean, self._std), model)
 
     def fingerprint(self) -> str:
         """Return a hash of all that features and logits depend on: weights, layer, scaling, device and precision."""

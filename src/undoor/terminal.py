@@ -12,7 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from undoor.defenses.post_training import Pruned
     from undoor.defenses.post_training.inspection import Inspection
+    from undoor.defenses.test_time import Guard
     from undoor.experiments.bench import Board
     from undoor.experiments.measure import Success
     from undoor.findings import Findings
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+QUERIES = 20
+"""Of the queries that a guard has checked, so many are shown."""
 
 
 @contextmanager
@@ -61,6 +68,13 @@ def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     with _bar(name, (TextColumn("{task.completed}/{task.total}"),)) as progress:
         task = progress.tasks[0].id
         yield lambda done, total: progress.update(task, total=total, completed=done)
+
+
+@contextmanager
+def pruning_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[["Step"], None]]]:
+    """Yield what shows the images along the pruning curve and then, in the same place, the steps of fine-tuning."""
+    with counting_bar("pruning") as show:
+        yield show, lambda step: show((step.epoch - 1) * step.steps + step.step, step.epochs * step.steps)
 
 
 @contextmanager
@@ -184,6 +198,34 @@ def print_inspection(inspection: "Inspection") -> None:
     out.print(table)
 
 
+def print_guard(guard: "Guard") -> None:
+    """Print what a guard watches."""
+    table = Table(title=f"statistic {guard.kind}, threshold {guard.threshold:.3f}", title_justify="left")
+    for name in ("input of layer", "dimensions", "components a class"):
+        table.add_column(name, justify="left" if name == "input of layer" else "right")
+    for layer, null in zip(guard.layers, guard.nulls, strict=True):
+        low, high = min(null.components), max(null.components)
+        table.add_row(_plain(layer), str(null.axes.shape[1]), str(low) if low == high else f"{low} to {high}")
+    out.print(table)
+
+
+def print_checked(table: "pd.DataFrame", threshold: float) -> None:
+    """Print how many queries are rejected, and the most suspicious ones."""
+    rejected = int(table["rejected"].sum())
+    colour = "red" if rejected else "green"
+    out.print(f"[bold {colour}]{rejected} of {len(table)} queries rejected[/], threshold {threshold:.3f}")
+    shown = Table()
+    for name in table.columns:
+        shown.add_column(name, justify="right" if name == "statistic" else "left")
+    for row in table.sort_values("statistic", ascending=False, kind="stable").head(QUERIES).to_dict("records"):
+        shown.add_row(
+            _plain(row["id"]), _plain(row["decision"]), f"{row['statistic']:.3f}", "yes" if row["rejected"] else ""
+        )
+    out.print(shown)
+    if len(table) > QUERIES:
+        out.print(f"the {QUERIES} of the highest statistic; --out FILE.parquet takes all")
+
+
 def print_success(success: "Success") -> None:
     """Print clean accuracy and attack success rate."""
     out.print(f"clean accuracy {success['clean_accuracy']:.4f}")
@@ -199,6 +241,25 @@ def print_before_after(before: "Success", after: "Success") -> None:
     table.add_row("clean accuracy", f"{before['clean_accuracy']:.4f}", f"{after['clean_accuracy']:.4f}")
     rates = [f"{s['attack_success_rate']:.4f}" for s in (before, after)]
     table.add_row("attack success rate", *rates)
+    out.print(table)
+
+
+def print_pruned(result: "Pruned") -> None:
+    """Print how many channels are pruned, and how good the network is before, between and after."""
+    channels = result.channels
+    out.print(f"{result.count} of {channels.count} channels of {_plain(channels.convolution)} pruned", soft_wrap=True)
+    table = Table()
+    for name in ("network", "accuracy on images held out"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    measured = result.measured or {}
+    rows = {name: [f"{value:.4f}"] for name, value in result.accuracies.items()}
+    for column in ("clean_accuracy", "attack_success_rate"):
+        if any(success[column] is not None for success in measured.values()):
+            table.add_column(column.replace("_", " "), justify="right")
+            for name, cells in rows.items():
+                cells.append(f"{measured[name][column]:.4f}")
+    for name, cells in rows.items():
+        table.add_row({"pruned": "after pruning", "tuned": "after fine-tuning"}.get(name, name), *cells)
     out.print(table)
 
 

@@ -13,8 +13,10 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.guard import guard
 from undoor.cli.inspect import inspect
 from undoor.cli.poison import poison
+from undoor.cli.prune import prune
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
 from undoor.errors import UndoorError, UndoorNotice
@@ -44,8 +46,9 @@ def _undoor(
     pass
 
 
-for command in (demo, poison, train, scan, clean, inspect, bench):
+for command in (demo, poison, train, scan, clean, inspect, prune, bench):
     app.command()(command)
+app.add_typer(guard)
 
 
 def main() -> None:

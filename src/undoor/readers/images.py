@@ -4,10 +4,11 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,19 +71,44 @@ def decode_dataset(
         images[row] = _pixels(image, shape)
 
     left = [row for row in range(n) if row not in broken and not asked[row] == shape == first]
-    broken = dict(sorted((broken | _for_each(load, left, decode)).items()))
+    broken |= _for_each(load, left, decode)
 
     dataset = Dataset(images, np.asarray(labels, dtype=np.int64), tuple(class_names), ids, truth)
-    if not broken:
-        return dataset
-    listed = ", ".join(f"{ids[row]} ({why})" for row, why in islice(broken.items(), 5))
-    told = f"{len(broken)} of {n} images cannot be decoded: {listed}{', …' if len(broken) > 5 else ''}"
-    if not options.skip_broken:
-        raise UndoorError(f"{told}; mend them or add --skip-broken")
-    if len(broken) == n:
-        raise UndoorError(f"{told}; no image is left")
-    warnings.warn(f"skipped: {told}", UndoorNotice, stacklevel=2)
-    return dataset.take(np.setdiff1d(np.arange(n), list(broken)))
+    return dataset.take(_whole(broken, ids, options.skip_broken)) if broken else dataset
+
+
+def decode_files(
+    paths: Sequence[Path], shape: _Shape, *, skip_broken: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
+    """Decode image files on all cores, each brought to ``shape``, (C, H, W).
+
+    Returns:
+        (N, C, H, W) images and their (N,) paths; without those that cannot be decoded where ``skip_broken``.
+
+    """
+    ids = np.asarray([str(path) for path in paths], dtype=np.str_)
+    images = allocate_images((len(ids), *shape))
+
+    def decode(row: int, image: Image.Image) -> None:
+        images[row] = _pixels(image, shape)
+
+    broken = _for_each(lambda row: paths[row].read_bytes(), range(len(ids)), decode)
+    whole = _whole(broken, ids, skip_broken)
+    return (images[whole], ids[whole]) if broken else (images, ids)
+
+
+def _whole(broken: Mapping[int, str], ids: NDArray[np.str_], skip_broken: bool) -> NDArray[np.int64]:
+    """Return the rows that are not broken, after a notice; raise if none may be broken, or none is left."""
+    n = len(ids)
+    if broken:
+        listed = ", ".join(f"{ids[row]} ({why})" for row, why in islice(sorted(broken.items()), 5))
+        told = f"{len(broken)} of {n} images cannot be decoded: {listed}{', …' if len(broken) > 5 else ''}"
+        if not skip_broken:
+            raise UndoorError(f"{told}; mend them or add --skip-broken")
+        if len(broken) == n:
+            raise UndoorError(f"{told}; no image is left")
+        warnings.warn(f"skipped: {told}", UndoorNotice, stacklevel=3)
+    return np.setdiff1d(np.arange(n), list(broken))
 
 
 def _for_each(
