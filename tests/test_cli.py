@@ -405,3 +405,20 @@ def test_bench_in_small(run, tmp_path):
         assert rows.loc[scenario, "perfect filter"]["tpr"] == 1
         assert rows.loc[scenario, "random filter"]["tpr"] < 0.3
     assert (out / "README.md").exists()
+
+
+def test_inspect(run, data, tmp_path):
+    out = tmp_path / "inspection"
+    arguments = ("inspect", data / "victim.safetensors", "--data", data / "images.parquet", "--images", "5")
+    code, printed, _ = run(*arguments, "--out", out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert code == {"clean": 0, "backdoored": 1}[summary["verdict"]]
+    assert printed.startswith(summary["verdict"])
+    assert "p by rule A" in printed
+    assert len(pd.read_parquet(out / "pairs.parquet")) == 6
+    assert len(list(out.glob("perturbation-*.png"))) == len(summary["sources"])
+    assert run(*arguments, "--out", out)[0] == 2
+    assert run(*arguments, "--out", out, "--overwrite", "--exit-zero")[0] == 0
+    code, _, errors = run(*arguments, "--out", tmp_path / "other", "--rule", "C")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "choose A or B" in errors

@@ -4,7 +4,7 @@ import platform
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
@@ -424,8 +424,17 @@ def _plain_settings(defense: Any) -> Mapping[str, Any]:
     if hasattr(defense, "keywords"):
         given = {"function": defense.func.__name__, **defense.keywords}
     else:
-        given = {"class": type(defense).__name__, **asdict(defense)}
+        parts = {f.name: getattr(defense, f.name) for f in fields(defense) if not f.metadata.get("data")}
+        plain = {
+            name: asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+            for name, part in parts.items()
+        }
+        given = {"class": type(defense).__name__, **plain}
     return {name: _plain(value) for name, value in given.items() if name not in ("workers", "device")}
+
+
+def _settings(part: Any) -> Any:
+    return asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
 
 
 def _plain(value: Any) -> Any:
