@@ -425,11 +425,7 @@ def _plain_settings(defense: Any) -> Mapping[str, Any]:
         given = {"function": defense.func.__name__, **defense.keywords}
     else:
         parts = {f.name: getattr(defense, f.name) for f in fields(defense) if not f.metadata.get("data")}
-        plain = {
-            name: asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
-            for name, part in parts.items()
-        }
-        given = {"class": type(defense).__name__, **plain}
+        given = {"class": type(defense).__name__, **{name: _settings(part) for name, part in parts.items()}}
     return {name: _plain(value) for name, value in given.items() if name not in ("workers", "device")}
 
 
