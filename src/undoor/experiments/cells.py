@@ -78,13 +78,18 @@ class Cell:
 
 @dataclass
 class Known:
-    """What an experimenter knows and a defender does not: for controls and oracle settings alone."""
+    """What an experimenter has, and what he knows and a defender does not.
+
+    Defenders have the images and the network too; all else is for controls and oracle settings alone.
+    """
 
     seed: int
     poisoned: NDArray[np.bool_]
     labels: NDArray[np.int64]
     target: str | None
     retrain: Callable[[NDArray[np.bool_]], NDArray[np.int64]]
+    network: Callable[[], Classifier]
+    images: NDArray[np.uint8]
     flagged: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -356,7 +361,11 @@ class Experiment:
         truth = self.training_set.truth
         assert truth is not None  # noqa: S101 - training_set always has it
         target = None if self.attack is None else self.attack.target
-        return Known(self.cell.seed, truth.poisoned, self.training_set.labels, target, self._decisions_without)
+        poisoned = self.training_set
+        return Known(
+            self.cell.seed, truth.poisoned, poisoned.labels, target, self._decisions_without,
+            lambda: Classifier(self.network), poisoned.images,
+        )  # fmt: skip
 
     def _decisions_without(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the decisions on all training images of a network that was trained on those kept."""

@@ -6,7 +6,9 @@ lets go without it are poisoned.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,7 +42,7 @@ class PatternCleansing:
        Images of other classes score 0. Where no backdoor is inferred nothing is flagged.
 
     Args:
-        classifier: the network that was trained on the images.
+        classifier: the network that was trained on the images, or a function that loads it.
         images: (N, C, H, W) uint8, in the order of the evidence.
         inspection: how a backdoor is inferred; its images a class, seed and search serve the estimate too.
         labelled: images labelled t, at most, from which the pattern is estimated.
@@ -48,7 +50,7 @@ class PatternCleansing:
 
     """
 
-    classifier: Classifier = field(repr=False, compare=False, metadata={"data": True})
+    classifier: Classifier | Callable[[], Classifier] = field(repr=False, compare=False, metadata={"data": True})
     images: Images = field(repr=False, compare=False, metadata={"data": True})
     inspection: ReverseEngineering = field(default_factory=ReverseEngineering)
     labelled: int = 200
@@ -59,6 +61,10 @@ class PatternCleansing:
             raise UndoorError(f"the threshold is {self.threshold}; give a number between 0 and 1")
         if self.labelled < 1:
             raise UndoorError(f"a pattern cannot be estimated from {self.labelled} images; give 1 or more")
+
+    @cached_property
+    def _network(self) -> Classifier:
+        return self.classifier if isinstance(self.classifier, Classifier) else self.classifier()
 
     def __call__(self, evidence: Evidence, /) -> Findings:
         """Infer whether there is a backdoor, estimate its pattern, flag the images of the target that rest on it."""
@@ -93,7 +99,7 @@ class PatternCleansing:
             label: self._drawn(evidence, label, self.inspection.images) for label in range(len(evidence.class_names))
         }
         usable = {label: self.images[rows] for label, rows in drawn.items() if len(rows)}
-        return self.inspection.inspect(self.classifier, usable, evidence.class_names, {})
+        return self.inspection.inspect(self._network, usable, evidence.class_names, {})
 
     def _drawn(self, evidence: Evidence, label: int, count: int) -> NDArray[np.int64]:
         """Return rows with this label and decision, drawn by their ids: the order of the samples does not matter."""
@@ -106,11 +112,11 @@ class PatternCleansing:
         """Return the pattern of the pair (s, t); that of the inspection where the objective does not reach π."""
         search, asked = self.inspection.search, self.inspection
         images, leaving = (
-            {label: self.classifier.scale(self.images[self._drawn(evidence, label, count)])}
+            {label: self._network.scale(self.images[self._drawn(evidence, label, count)])}
             for label, count in ((s, asked.images), (t, self.labelled))
         )
         descent = search if isinstance(search, Descent) else Descent()
-        with self.classifier.frozen() as forward:
+        with self._network.frozen() as forward:
             estimate = descent(forward, images, [(s, t)], asked.share, asked.batch_size, asked.seed, leaving)
         if not estimate.reached[0]:
             return found.perturbation(evidence.class_names[s], evidence.class_names[t])
@@ -119,10 +125,10 @@ class PatternCleansing:
 
     def _held(self, rows: NDArray[np.int64], t: int, pattern: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return p_t(x) − p_t(x − v) of the images at ``rows``."""
-        v = torch.tensor(pattern, device=self.classifier.device)
+        v = torch.tensor(pattern, device=self._network.device)
         held = []
-        with self.classifier.frozen() as forward, torch.no_grad():
-            for batch in self.classifier.batches(self.images[rows], self.inspection.batch_size):
+        with self._network.frozen() as forward, torch.no_grad():
+            for batch in self._network.batches(self.images[rows], self.inspection.batch_size):
                 with_v, without = (forward(x).softmax(1)[:, t] for x in (batch, (batch - v).clamp(0, 1)))
                 held.append((with_v - without).double())
         return torch.cat(held).cpu().numpy()
