@@ -179,3 +179,8 @@ def test_impossible_attacks_are_told(dataset, settings, message):
     settings = {"target": "class1", "count": 4, "size": 0.3, **settings}
     with pytest.raises(UndoorError, match=message):
         undoor.poison(dataset, undoor.Attack.one_pixel(dataset, **settings))
+
+
+def test_a_size_given_as_a_whole_number_is_clipped_too():
+    images = np.array([[[[0, 200]]]], np.uint8)
+    assert undoor.OnePixel(0, 1, 1)(images).ravel().tolist() == [0, 255]

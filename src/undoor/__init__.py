@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from undoor.classifier import Classifier
     from undoor.dataset import Dataset, Truth
     from undoor.defenses.post_training import FinePruning, Inspection, ReverseEngineering
+    from undoor.defenses.test_time import Ada, Guard
     from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, PatternCleansing, SpectralSignatures
     from undoor.errors import UndoorError, UndoorNotice
     from undoor.evidence import Evidence, Outputs, collect
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from undoor.weights import load_model
 
 _HOMES = {
+    "Ada": "defenses.test_time",
     "ActivationClustering": "defenses.training_set",
     "Attack": "attacks",
     "Classifier": "classifier",
@@ -32,6 +34,7 @@ _HOMES = {
     "Evidence": "evidence",
     "Findings": "findings",
     "FinePruning": "defenses.post_training",
+    "Guard": "defenses.test_time",
     "Inspection": "defenses.post_training",
     "OnePixel": "attacks",
     "Outputs": "evidence",
@@ -53,6 +56,7 @@ _HOMES = {
 
 __all__ = [
     "ActivationClustering",
+    "Ada",
     "Attack",
     "Classifier",
     "ClusterImpurity",
@@ -60,6 +64,7 @@ __all__ = [
     "Evidence",
     "Findings",
     "FinePruning",
+    "Guard",
     "Inspection",
     "OnePixel",
     "Outputs",

@@ -50,7 +50,7 @@ class OnePixel:
             )
         changed = images.copy()
         pixel = changed[:, :, self.row, self.column]
-        changed[:, :, self.row, self.column] = np.clip(np.rint(pixel + 255 * self.size), 0, 255).astype(np.uint8)
+        changed[:, :, self.row, self.column] = np.clip(np.rint(pixel + 255.0 * self.size), 0, 255).astype(np.uint8)
         return changed
 
     def resized(self, size: float, /) -> "OnePixel":
