@@ -21,7 +21,8 @@ class Classifier:
     """A network in evaluation mode, its device, and the layer whose input are the penultimate features.
 
     Args:
-        model: takes (N, C, H, W) float images in [0, 1] and returns (N, K) logits.
+        model: takes (N, C, H, W) float images in [0, 1] and returns (N, K) logits, or an object that holds them as
+            its attribute ``logits``, as the models of ``transformers`` do.
         layer: name of the module whose input is taken as features; by default the last ``nn.Linear`` that
             runs in the forward pass. An input with more than two dimensions is averaged over all but the
             first two.
@@ -82,7 +83,10 @@ class Classifier:
         """
         calls: list[tuple[str, Tensor, Tensor]] = []
         handles = [
-            module.register_forward_hook(lambda _, inputs, output, name=name: calls.append((name, inputs[0], output)))
+            module.register_forward_hook(
+                lambda _, inputs, named, output, name=name: calls.append((name, _first(name, inputs, named), output)),
+                with_kwargs=True,
+            )
             for name, module in self._candidates.items()
         ]
         training = self.model.training
@@ -100,20 +104,24 @@ class Classifier:
         try:
             if self._mean is not None and self._std is not None:
                 images = (images - self._mean) / self._std
-            logits = self.model(images)
+            output = self.model(images)
+            logits = getattr(output, "logits", output)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UndoorError(
                 f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
                 "check --image-size and the number of channels"
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise UndoorError("the model does not return one tensor of shape (N, classes); wrap it so that it does")
+            raise UndoorError(
+                "the model does not return one tensor of shape (N, classes), nor logits that are one; "
+                "wrap it so that it does"
+            )
         if not calls:
             raise UndoorError(
                 f"no layer of {_listed(self._candidates)} runs in the forward pass; name the layer to use"
             )
-        name, features, output = calls[-1]
-        if self.layer is None and output.shape != logits.shape:
+        name, features, scores = calls[-1]
+        if self.layer is None and scores.shape != logits.shape:
             raise UndoorError(
                 f"the last linear layer that runs ({name}) does not yield the {logits.shape[1]} logits; "
                 f"name the layer whose input are the features, one of: {_listed(dict.fromkeys(c[0] for c in calls))}"
@@ -189,6 +197,14 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _first(name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """Return what a layer is given first, by place or by name."""
+    given = next(iter((*inputs, *named.values())), None)
+    if not isinstance(given, Tensor):
+        raise UndoorError(f"the layer {name!r} is given no tensor to start with; name another layer")
+    return given
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,10 +1,11 @@
 """What the command line shows: progress bars, tables and notices. Numbers come in, text goes out."""
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,19 +20,32 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+_machine = Console(quiet=True, highlight=False)
+
+
+def use(*, quiet: bool, as_json: bool) -> None:
+    """Say what of the following is printed: tables and progress unless quiet, or results as JSON."""
+    out.quiet = quiet or as_json
+    err.quiet = quiet
+    _machine.quiet = not as_json
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Print a command's result as one JSON object if that is asked for; paths and the like become text."""
+    _machine.out(json.dumps(result, indent=2, ensure_ascii=False, default=str), highlight=False)
 
 
 @contextmanager
 def _bar(name: str, columns: tuple[TextColumn, ...] = ()) -> Iterator[Progress]:
     parts = (
         TextColumn("{task.description}"),
-        BarColumn(20),
+        BarColumn(12),
         *columns,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*parts, console=err, disable=not err.is_terminal, transient=True) as progress:
-        progress.add_task(name, total=None, told="")
+    with Progress(*parts, console=err, disable=not err.is_terminal or err.quiet, transient=True) as progress:
+        progress.add_task(_plain(name), total=None, told="")
         yield progress
 
 
@@ -56,10 +70,10 @@ def training_bar(name: str = "train") -> Iterator[Callable[["Step"], None]]:
 
 @contextmanager
 def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that is told how many of how many are done."""
-    with _bar(name, (TextColumn("{task.completed}/{task.total}"),)) as progress:
+    """Yield a function that is told how many of how many are done; until it is called, the bar only shows the time."""
+    with _bar(name, (TextColumn("{task.fields[told]}"),)) as progress:
         task = progress.tasks[0].id
-        yield lambda done, total: progress.update(task, total=total, completed=done)
+        yield lambda done, total: progress.update(task, total=total, completed=done, told=f"{done}/{total}")
 
 
 @contextmanager
@@ -87,7 +101,7 @@ def _board_table(board: "Board", step: "Step | None") -> Group:
     told = "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
     table = Table()
     for name in ("cell", "victim", "findings", "retrained"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
     shown = list(board.cells.items())
     height = max(err.height - 8, 4)
     if len(shown) > height:  # what is done scrolls out
@@ -112,9 +126,9 @@ def _left(board: "Board") -> str:
 
 def print_board(board: "Board") -> None:
     """Print how much of a suite is done."""
-    done = sum(not cell.unfinished for cell in board.cells.values())
     out.print(
-        f"{done} of {len(board.cells)} cells done" + ("" if board.finished else "; give the command again to go on")
+        f"{board.done} of {len(board.cells)} cells done"
+        + ("" if board.finished else "; give the command again to go on")
     )
 
 
@@ -140,9 +154,10 @@ def print_findings(findings: "Findings") -> None:
 
 def _print_clusters(findings: "Findings") -> None:
     table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}", title_justify="left")
-    for name in ("class", "cluster", "images", "changed", "impurity"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    table.add_column("flagged")
+    table.add_column("class", overflow="ellipsis", no_wrap=True)
+    for name in ("cluster", "images", "changed", "impurity"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("flagged", no_wrap=True)
     for row in findings.clusters.sort_values("impurity", ascending=False, kind="stable").head(5).to_dict("records"):
         table.add_row(
             _plain(row["class_name"]),

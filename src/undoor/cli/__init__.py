@@ -13,6 +13,7 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.output import with_output_options
 from undoor.cli.poison import poison
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
@@ -44,7 +45,7 @@ def _undoor(
 
 
 for command in (demo, poison, train, scan, clean, bench):
-    app.command()(command)
+    app.command()(with_output_options(command))
 
 
 def main() -> None:

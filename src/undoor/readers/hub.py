@@ -1,5 +1,7 @@
 """Data sets of the Hugging Face hub, by name."""
 
+from typing import Any
+
 import pyarrow as pa
 
 from undoor.dataset import Dataset
@@ -22,8 +24,19 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
         raise UndoorError(
             f"the hub data set {name!r} cannot be loaded: {first_line(error)}; check its name, --split and the network"
         ) from error
+    return from_loaded(loaded, name, options)
+
+
+def from_loaded(loaded: Any, where: str, options: ReadOptions) -> Dataset:
+    """Read a ``datasets.Dataset`` whose images are encoded, in its rows or in files."""
+    import datasets
+    from datasets.table import embed_table_storage
+
+    if not isinstance(loaded, datasets.Dataset):
+        kind = type(loaded).__name__
+        raise UndoorError(f"{where} is a {kind}; give a datasets.Dataset, one split of a set that has several")
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):  # encoded bytes: undoor decodes, once and with its own checks
             loaded = loaded.cast_column(column, datasets.Image(decode=False))
     table: pa.Table = loaded.with_format("arrow")[:]
-    return dataset_from_table(table, name, options)
+    return dataset_from_table(embed_table_storage(table), where, options)

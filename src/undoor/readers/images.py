@@ -44,7 +44,7 @@ def decode_dataset(
         labels: one a row.
         class_names: K names.
         ids: one a row.
-        options: ``image_size`` and ``skip_broken`` are obeyed.
+        options: ``image_size``, ``skip_broken`` and ``on_image`` are obeyed.
         truth: of the rows.
 
     """
@@ -61,7 +61,7 @@ def decode_dataset(
         if asked[row] == first:  # most often all are alike, and each is opened only once
             images[row] = _pixels(image, first)
 
-    broken = _for_each(load, range(n), look)
+    broken = _for_each(load, range(n), look, options)
     shape = _common_shape([one for one in asked if one is not None])
     if shape != first:
         images = allocate_images((n, *shape))
@@ -70,7 +70,7 @@ def decode_dataset(
         images[row] = _pixels(image, shape)
 
     left = [row for row in range(n) if row not in broken and not asked[row] == shape == first]
-    broken = dict(sorted((broken | _for_each(load, left, decode)).items()))
+    broken = dict(sorted((broken | _for_each(load, left, decode, options)).items()))
 
     dataset = Dataset(images, np.asarray(labels, dtype=np.int64), tuple(class_names), ids, truth)
     if not broken:
@@ -86,7 +86,10 @@ def decode_dataset(
 
 
 def _for_each(
-    load: Callable[[int], bytes], rows: Sequence[int], use: Callable[[int, Image.Image], None]
+    load: Callable[[int], bytes],
+    rows: Sequence[int],
+    use: Callable[[int, Image.Image], None],
+    options: ReadOptions,
 ) -> dict[int, str]:
     """Open the images at ``rows`` and use each, on all cores; return why some are broken, by row."""
 
@@ -102,7 +105,12 @@ def _for_each(
 
     with _bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool:
         blocks = pool.map(block, (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)))
-        return {row: why for broken in blocks for row, why in broken.items()}
+        broken: dict[int, str] = {}
+        for number, found in enumerate(blocks, start=1):
+            broken |= found
+            if options.on_image is not None:
+                options.on_image(min(number * BLOCK, len(rows)), len(rows))
+        return broken
 
 
 @contextmanager
