@@ -156,7 +156,7 @@ def test_a_layer_that_is_called_with_keywords():
     model = Keywords()
     features, _ = Classifier(model).features_and_logits(x)
     assert torch.allclose(features, model.inner(x.flatten(1)))
-    with pytest.raises(UndoorError, match="'switch' is given no tensor to start with"):
+    with pytest.raises(UndoorError, match="input of layer 'switch' is no tensor of shape"):
         Classifier(model, layer="switch").features_and_logits(x)
 
 

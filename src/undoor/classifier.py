@@ -81,10 +81,12 @@ class Classifier:
 
         Within the context the network is in evaluation mode and its layers are watched; both end with it.
         """
-        calls: list[tuple[str, Tensor, Tensor]] = []
+        calls: list[tuple[str, Any, Any]] = []
         handles = [
             module.register_forward_hook(
-                lambda _, inputs, named, output, name=name: calls.append((name, _first(name, inputs, named), output)),
+                lambda _, inputs, named, output, name=name: calls.append(
+                    (name, next(iter((*inputs, *named.values())), None), output)
+                ),
                 with_kwargs=True,
             )
             for name, module in self._candidates.items()
@@ -99,13 +101,13 @@ class Classifier:
             for handle in handles:
                 handle.remove()
 
-    def _forward(self, images: Tensor, calls: list[tuple[str, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _forward(self, images: Tensor, calls: list[tuple[str, Any, Any]]) -> tuple[Tensor, Tensor]:
         calls.clear()
         try:
             if self._mean is not None and self._std is not None:
                 images = (images - self._mean) / self._std
-            output = self.model(images)
-            logits = getattr(output, "logits", output)
+            logits = self.model(images)
+            logits = getattr(logits, "logits", logits)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UndoorError(
                 f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
@@ -120,8 +122,10 @@ class Classifier:
             raise UndoorError(
                 f"no layer of {_listed(self._candidates)} runs in the forward pass; name the layer to use"
             )
-        name, features, scores = calls[-1]
-        if self.layer is None and scores.shape != logits.shape:
+        name, features, output = calls[-1]
+        if not isinstance(features, Tensor) or features.ndim < 2:
+            raise UndoorError(f"the input of layer {name!r} is no tensor of shape (N, …); name another layer")
+        if self.layer is None and output.shape != logits.shape:
             raise UndoorError(
                 f"the last linear layer that runs ({name}) does not yield the {logits.shape[1]} logits; "
                 f"name the layer whose input are the features, one of: {_listed(dict.fromkeys(c[0] for c in calls))}"
@@ -197,14 +201,6 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _first(name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-    """Return what a layer is given first, by place or by name."""
-    given = next(iter((*inputs, *named.values())), None)
-    if not isinstance(given, Tensor):
-        raise UndoorError(f"the layer {name!r} is given no tensor to start with; name another layer")
-    return given
 
 
 def _listed(names: Iterable[str]) -> str:

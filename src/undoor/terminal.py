@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from undoor.experiments.bench import Board
@@ -154,13 +155,12 @@ def print_findings(findings: "Findings") -> None:
 
 def _print_clusters(findings: "Findings") -> None:
     table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}", title_justify="left")
-    table.add_column("class", overflow="ellipsis", no_wrap=True)
-    for name in ("cluster", "images", "changed", "impurity"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("flagged", no_wrap=True)
+    for name in ("class", "cluster", "images", "changed", "impurity"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    table.add_column("flagged")
     for row in findings.clusters.sort_values("impurity", ascending=False, kind="stable").head(5).to_dict("records"):
         table.add_row(
-            _plain(row["class_name"]),
+            _short(row["class_name"], max(out.width - 60, 12)),  # what the numbers leave of the line
             str(row["cluster"]),
             str(row["size"]),
             f"{row['changed']:.1%}",
@@ -186,6 +186,13 @@ def print_before_after(before: "Success", after: "Success") -> None:
     rates = [f"{s['attack_success_rate']:.4f}" for s in (before, after)]
     table.add_row("attack success rate", *rates)
     out.print(table)
+
+
+def _short(text: str, width: int) -> Text:
+    """Return ``text`` without control characters, cut to so many columns."""
+    short = Text("".join(c if c.isprintable() else "?" for c in text))
+    short.truncate(width, overflow="ellipsis")
+    return short
 
 
 def _plain(text: str) -> str:

@@ -22,6 +22,7 @@ from undoor.errors import UndoorError, UndoorNotice
 app = typer.Typer(
     name="undoor",
     help="Find and remove backdoor poisoning from the training set of an image classifier.",
+    epilog="Example: undoor scan photos --out findings",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

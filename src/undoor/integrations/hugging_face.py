@@ -8,9 +8,9 @@ from undoor.dataset import Dataset
 from undoor.errors import UndoorError
 from undoor.findings import Findings
 from undoor.integrations.frame import issues
-from undoor.readers.hub import from_loaded
+from undoor.readers.hub import encoded_table
 from undoor.readers.options import ReadOptions
-from undoor.readers.parquet import hub_tables
+from undoor.readers.parquet import dataset_from_table, hub_tables
 
 if TYPE_CHECKING:
     import datasets
@@ -29,7 +29,16 @@ def from_dataset(
     The names of a ``ClassLabel`` are kept. Columns ``poisoned`` and ``original_label`` are taken for the truth. The
     options are those of ``undoor.read``.
     """
-    return from_loaded(loaded, "the data set", ReadOptions("", image_column, label_column, image_size, skip_broken))
+    import datasets
+    from datasets.table import embed_table_storage
+
+    if not isinstance(loaded, datasets.Dataset):
+        kind = type(loaded).__name__
+        raise UndoorError(f"the data set is a {kind}; give a datasets.Dataset, one split of a set that has several")
+    # Images may lie in files of this machine; nothing is fetched from elsewhere.
+    table = embed_table_storage(encoded_table(loaded), remote_files=False)
+    options = ReadOptions("", image_column, label_column, image_size, skip_broken)
+    return dataset_from_table(table, "the data set", options)
 
 
 def to_dataset(dataset: Dataset, findings: Findings | None = None) -> "datasets.Dataset":

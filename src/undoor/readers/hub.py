@@ -24,19 +24,15 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
         raise UndoorError(
             f"the hub data set {name!r} cannot be loaded: {first_line(error)}; check its name, --split and the network"
         ) from error
-    return from_loaded(loaded, name, options)
+    return dataset_from_table(encoded_table(loaded), name, options)
 
 
-def from_loaded(loaded: Any, where: str, options: ReadOptions) -> Dataset:
-    """Read a ``datasets.Dataset`` whose images are encoded, in its rows or in files."""
+def encoded_table(loaded: Any) -> pa.Table:
+    """Return the rows of a ``datasets.Dataset`` with its images as they are encoded."""
     import datasets
-    from datasets.table import embed_table_storage
 
-    if not isinstance(loaded, datasets.Dataset):
-        kind = type(loaded).__name__
-        raise UndoorError(f"{where} is a {kind}; give a datasets.Dataset, one split of a set that has several")
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):  # encoded bytes: undoor decodes, once and with its own checks
             loaded = loaded.cast_column(column, datasets.Image(decode=False))
     table: pa.Table = loaded.with_format("arrow")[:]
-    return dataset_from_table(embed_table_storage(table), where, options)
+    return table
