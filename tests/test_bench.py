@@ -26,12 +26,12 @@ TRIED = (
 )
 
 
-def make_suite(cells=CELLS, contenders=TRIED, **changes):
+def make_suite(cells=CELLS, contenders=TRIED, examinations=(), **changes):
     setting = Setting(
         "small", "bars", make_dataset(), make_dataset(seed=1), "class0", "class2", 10,
         replace(PRESETS["fast"], epochs=3, batch_size=16), test_sizes=(0.2, 0.4),
     )  # fmt: skip
-    return Suite(replace(setting, **changes), cells, contenders, ())
+    return Suite(replace(setting, **changes), cells, contenders, (), examinations)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def test_every_block_is_of_a_kind_that_is_tested():
 def test_the_python_blocks_run(capsys):
     namespace = {}
     for block in blocks("python"):
-        exec(compile(block, str(PAGE), "exec"), namespace)  # noqa: S102
+        exec(compile(block, str(PAGE), "exec"), namespace)
     assert namespace["findings"].classes_flagged == ("0",)
     assert "backdoor issues" in capsys.readouterr().out
     assert len(namespace["kept"]) == len(namespace["poisoned"]) - namespace["findings"].flagged.sum()

@@ -69,6 +69,24 @@ def arguments(data, findings, tmp_path, monkeypatch):  # noqa: F811
         ),
         "scan": ((images, *model, "--out", tmp_path / "scan", "--exit-zero"), {"verdict", "flagged", "report"}),
         "clean": ((images, "--findings", findings, "--out", tmp_path / "kept"), {"kept", "scanned"}),
+        "inspect": (
+            (data / "victim.safetensors", "--data", images, "--images", 2, "--exit-zero", "--out", tmp_path / "i"),
+            {"verdict", "target", "out"},
+        ),
+        "prune": (
+            (
+                data / "victim.safetensors",
+                "--data",
+                images,
+                "--epochs",
+                1,
+                "--learning-rate",
+                1e-4,
+                "--out",
+                tmp_path / "m2.safetensors",
+            ),
+            {"pruned", "accuracy", "network"},
+        ),
         "bench": (("quick", "--time-budget", "0.001s", "--out", tmp_path / "bench"), {"finished", "cells_done"}),
     }
 
@@ -78,7 +96,7 @@ def test_json_is_all_that_stands_on_standard_output(run, arguments, command):  #
     options, keys = arguments[command]
     code, out, err = run(command, *options, "--json")
     assert code == 0
-    assert keys <= json.loads(out).keys()
+    assert keys <= json.loads(out, parse_constant=pytest.fail).keys()  # neither NaN nor Infinity is JSON
     assert "\x1b" not in out + err
 
 

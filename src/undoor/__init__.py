@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from undoor.attacks import Attack, OnePixel, poison, triggered
     from undoor.classifier import Classifier
     from undoor.dataset import Dataset, Truth
+    from undoor.defenses.post_training import FinePruning
     from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
     from undoor.errors import UndoorError, UndoorNotice
     from undoor.evidence import Evidence, Outputs, collect
@@ -29,6 +30,7 @@ _HOMES = {
     "ClusterImpurity": "defenses.training_set",
     "Dataset": "dataset",
     "Evidence": "evidence",
+    "FinePruning": "defenses.post_training",
     "Findings": "findings",
     "OnePixel": "attacks",
     "Outputs": "evidence",
@@ -54,6 +56,7 @@ __all__ = [
     "Dataset",
     "Evidence",
     "Findings",
+    "FinePruning",
     "OnePixel",
     "Outputs",
     "SpectralSignatures",

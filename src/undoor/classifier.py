@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from undoor.errors import UndoorError, first_line
+from undoor.networks import Normalise
 
 BATCH_SIZE = 128
 """Images a forward pass. On a CPU larger ones are slower: their activations are mapped into memory anew each time."""
@@ -91,33 +92,27 @@ class Classifier:
             )
             for name, module in self._candidates.items()
         ]
-        training = self.model.training
-        self.model.eval()
         try:
-            with torch.inference_mode():
+            with self._evaluating(), torch.inference_mode():
                 yield lambda images: self._forward(images, calls)
         finally:
-            self.model.train(training)
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Put the network into evaluation mode; every part of it gets its own mode back."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
     def _forward(self, images: Tensor, calls: list[tuple[str, Any, Any]]) -> tuple[Tensor, Tensor]:
         calls.clear()
-        try:
-            if self._mean is not None and self._std is not None:
-                images = (images - self._mean) / self._std
-            logits = self.model(images)
-            logits = getattr(logits, "logits", logits)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise UndoorError(
-                f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
-                "check --image-size and the number of channels"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise UndoorError(
-                "the model does not return one tensor of shape (N, classes), nor logits that are one; "
-                "wrap it so that it does"
-            )
+        logits = self._logits(images)
         if not calls:
             raise UndoorError(
                 f"no layer of {_listed(self._candidates)} runs in the forward pass; name the layer to use"
@@ -133,6 +128,40 @@ class Classifier:
         if features.ndim > 2:
             features = features.flatten(2).mean(2)
         return features.float(), logits.float()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            if self._mean is not None and self._std is not None:
+                images = (images - self._mean) / self._std
+            logits = self.model(images)
+            logits = getattr(logits, "logits", logits)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UndoorError(
+                f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
+                "check --image-size and the number of channels"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise UndoorError(
+                "the model does not return one tensor of shape (N, classes), nor logits that are one; "
+                "wrap it so that it does"
+            )
+        return logits
+
+    @contextmanager
+    def frozen(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yield a function: float images (N, C, H, W) in [0, 1] to logits (N, K), with gradients to the images.
+
+        Within the context the network is in evaluation mode and none of its parameters takes a gradient; after it
+        every part is as it was.
+        """
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.requires_grad_(False)
+        try:
+            with self._evaluating():
+                yield lambda images: self._logits(images).float()
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_(True)
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the penultimate features (N, t) and the logits (N, K) of float images in [0, 1]."""
@@ -174,6 +203,13 @@ class Classifier:
         with self.watched() as forward:
             decisions = [forward(batch)[1].argmax(1) for batch in self.batches(images, batch_size)]
         return torch.cat(decisions).cpu().numpy()
+
+    def whole(self) -> nn.Module:
+        """Return network and scaling as one module that takes float images in [0, 1]; it shares the weights."""
+        model: nn.Module = self.model
+        if self._mean is None or self._std is None:
+            return model
+        return nn.Sequential(Normalise(self._mean, self._std), model)
 
     def fingerprint(self) -> str:
         """Return a hash of all that features and logits depend on: weights, layer, scaling, device and precision."""

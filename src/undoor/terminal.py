@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from undoor.defenses.post_training import Pruned
+    from undoor.defenses.post_training.inspection import Inspection
     from undoor.experiments.bench import Board
     from undoor.experiments.measure import Success
     from undoor.findings import Findings
@@ -75,6 +77,13 @@ def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     with _bar(name, (TextColumn("{task.fields[told]}"),)) as progress:
         task = progress.tasks[0].id
         yield lambda done, total: progress.update(task, total=total, completed=done, told=f"{done}/{total}")
+
+
+@contextmanager
+def pruning_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[["Step"], None]]]:
+    """Yield what shows the images along the pruning curve and then, in the same place, the steps of fine-tuning."""
+    with counting_bar("pruning") as show:
+        yield show, lambda step: show((step.epoch - 1) * step.steps + step.step, step.epochs * step.steps)
 
 
 @contextmanager
@@ -170,6 +179,34 @@ def _print_clusters(findings: "Findings") -> None:
     out.print(table)
 
 
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on a terminal that something is under way."""
+    if err.is_terminal:
+        with err.status(what):
+            yield
+    else:
+        yield
+
+
+def print_inspection(inspection: "Inspection") -> None:
+    """Print the verdict, the p-values and the closest class pairs."""
+    target = inspection.target
+    colour = "green" if target is None else "red"
+    where = "" if target is None else f" from {_plain(', '.join(inspection.sources))} to {_plain(target)}"
+    p = ", ".join(f"{rule} {found.p:.3g}" for rule, found in inspection.inferences.items())
+    out.print(
+        f"[bold {colour}]{inspection.verdict}[/]{where}: p by rule {p}; {inspection.rule} decides", soft_wrap=True
+    )
+    table = Table(title="the smallest perturbations", title_justify="left")
+    for name in ("from", "to", "norm", "share", "p", "detected"):
+        table.add_column(name, justify="right" if name in ("norm", "share", "p") else "left")
+    for row in inspection.pairs.sort_values("norm", kind="stable").head(5).to_dict("records"):
+        numbers = f"{row['norm']:.3f}", f"{row['rate']:.0%}", f"{row['p']:.3g}"
+        table.add_row(_plain(row["source"]), _plain(row["target"]), *numbers, "yes" if row["detected"] else "")
+    out.print(table)
+
+
 def print_success(success: "Success") -> None:
     """Print clean accuracy and attack success rate."""
     out.print(f"clean accuracy {success['clean_accuracy']:.4f}")
@@ -185,6 +222,25 @@ def print_before_after(before: "Success", after: "Success") -> None:
     table.add_row("clean accuracy", f"{before['clean_accuracy']:.4f}", f"{after['clean_accuracy']:.4f}")
     rates = [f"{s['attack_success_rate']:.4f}" for s in (before, after)]
     table.add_row("attack success rate", *rates)
+    out.print(table)
+
+
+def print_pruned(result: "Pruned") -> None:
+    """Print how many channels are pruned, and how good the network is before, between and after."""
+    channels = result.channels
+    out.print(f"{result.count} of {channels.count} channels of {_plain(channels.convolution)} pruned", soft_wrap=True)
+    table = Table()
+    for name in ("network", "accuracy on images held out"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    measured = result.measured or {}
+    rows = {name: [f"{value:.4f}"] for name, value in result.accuracies.items()}
+    for column in ("clean_accuracy", "attack_success_rate"):
+        if any(success[column] is not None for success in measured.values()):
+            table.add_column(column.replace("_", " "), justify="right")
+            for name, cells in rows.items():
+                cells.append(f"{measured[name][column]:.4f}")
+    for name, cells in rows.items():
+        table.add_row({"pruned": "after pruning", "tuned": "after fine-tuning"}.get(name, name), *cells)
     out.print(table)
 
 

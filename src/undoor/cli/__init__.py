@@ -13,8 +13,10 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.inspect import inspect
 from undoor.cli.output import with_output_options
 from undoor.cli.poison import poison
+from undoor.cli.prune import prune
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
 from undoor.errors import UndoorError, UndoorNotice
@@ -45,7 +47,7 @@ def _undoor(
     pass
 
 
-for command in (demo, poison, train, scan, clean, bench):
+for command in (demo, poison, train, scan, clean, inspect, prune, bench):
     app.command()(with_output_options(command))
 
 

@@ -134,7 +134,7 @@ class Bench:
     def _progress(self, cell: Cell) -> Progress:
         contenders = self.suite.of(cell)
         again = sum(contender.retrain for contender in contenders) if self.retraining else 0
-        return Progress(contenders=len(contenders), retrainings=again)
+        return Progress(contenders=len(contenders) + len(self.suite.examinations_of(cell)), retrainings=again)
 
     def _experiment(self, cell: Cell) -> Experiment:
         filters = tuple(dict.fromkeys(contender.image_filter for contender in self.suite.of(cell)))
@@ -152,6 +152,10 @@ class Bench:
             for contender in self.suite.of(experiment.cell):
                 self._begin(f"{experiment.cell.name}: {contender.name}")
                 experiment.findings(contender, known)
+                progress.found += 1
+            for examination in self.suite.examinations_of(experiment.cell):
+                self._begin(f"{experiment.cell.name}: {examination.name}")
+                experiment.examined(examination)
                 progress.found += 1
 
     def _retrain(self, group: list[Experiment]) -> None:

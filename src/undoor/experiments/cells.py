@@ -25,6 +25,7 @@ from undoor.dataset import Dataset, Truth
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity, Clusterings
 from undoor.evidence import Evidence, collect
 from undoor.experiments.condensed import condensed
+from undoor.experiments.examinations import Case, Examination, timed
 from undoor.experiments.measure import measure
 from undoor.experiments.store import Result, Store, code_digest, digest, hardware, unpack
 from undoor.filters import Average, Filter
@@ -40,6 +41,8 @@ MIXTURES = (undoor.mixture, undoor.reduction, undoor.partitions, undoor.em)
 """The code on which the clusters of a class depend."""
 
 Scenario = Literal["single-source", "multiple-source", "clean"]
+
+EXAMINED_SIZES = (0.25, 0.40)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Cell:
     seed: int = 0
     keep_originals: bool = True
     ablations: bool = False
+
+    @property
+    def examined(self) -> bool:
+        """Whether defences of other moments are tried: not at every size, for they ask for minutes a network."""
+        return self.keep_originals and (self.scenario == "clean" or self.size in EXAMINED_SIZES)
 
     @property
     def name(self) -> str:
@@ -323,6 +331,25 @@ class Experiment:
             return self._clusterings[key]
 
         return defense(evidence, find)
+
+    def examined(self, examination: Examination) -> Result:
+        """Try a defence of another moment on the victim."""
+        depends = digest({"name": examination.name, "code": code_digest(*examination.code)})
+        key = f"{self.victim_key}-{slug(examination.name)}"
+        done = self.store.read("examined", key)
+        if done is None or done["depends"] != depends:
+            case = Case.halved(Classifier(self.network), self.setting.test, self.attack, self.cell.seed)
+            described = {
+                **self._described(),
+                "examination": examination.name,
+                "moment": examination.moment,
+                "needs": examination.needs,
+                "control_of": examination.control_of,
+                "victim": self.victim_key,
+                "depends": depends,
+            }
+            done = self.store.write("examined", key, {**described, **timed(examination, case)})
+        return done
 
     def known(self) -> Known:
         """Return what the experimenter knows of this cell."""

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from undoor.experiments import published
+from undoor.experiments.moments import EXPLAINED, inspections, moments
 from undoor.experiments.store import Store, digest
 from undoor.experiments.tables import (
     MISSING,
@@ -128,12 +129,23 @@ def _sections(results: Results, suite: str, expected: Sequence[str]) -> Iterator
             f"Clean accuracy of the networks trained on the clean set: {shown(accuracy, 4)}; published: "
             f"{published.CLEAN_ACCURACY}; difference: {difference(accuracy, published.CLEAN_ACCURACY, 4)}."
         )
+    yield "### Other moments: what each defence needs, finds and costs"
+    yield EXPLAINED
+    header, lines = moments(results)
+    yield _table(header, lines) + _rests_on(results.victims[results.victims["victim"].isin(_examined(results))])
+    header, lines = inspections(results)
+    yield "Every inspected victim:"
+    yield _table(header, [[text(part) for part in line] for line in lines])
     yield "### How wide the margin of CI is"
     yield (
         "A cluster counts as poisoned if more than half of it is poison. CI tells them apart wherever the highest "
         "impurity of a clean cluster lies below the threshold and the lowest of a poisoned one above it."
     )
     yield _margins(results)
+
+
+def _examined(results: Results) -> set[str]:
+    return {one["victim"] for one in results.examined}
 
 
 def _sizes(results: Results, scenario: str, expected: Iterable[str]) -> list[float]:

@@ -57,7 +57,8 @@ class Store:
     """A folder of results.
 
     ``victims`` holds each network (``.safetensors``) and what was measured of it (``.json``), named by a hash of
-    its training set and recipe. ``findings`` holds what each contender found, named by victim and contender.
+    its training set and recipe. ``findings`` holds what each contender found, named by victim and contender;
+    ``examined`` what defences of other moments did, named by victim and examination.
     ``retrained`` holds what was measured of networks trained without what was flagged, named by a hash of victim
     and flagged samples. ``cache`` holds what can be made again and is not worth keeping: outputs of networks on
     the training images, and trainings that were interrupted.

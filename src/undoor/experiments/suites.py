@@ -17,6 +17,7 @@ from undoor.defenses.training_set.spectral_signatures import (
 )
 from undoor.errors import UndoorError
 from undoor.experiments.cells import Cell, Contender, Setting
+from undoor.experiments.examinations import EXAMINATIONS, Examination
 from undoor.filters import Average, Filter, Median, Noise, Quantise
 from undoor.readers import read
 from undoor.recipes import recipe
@@ -94,6 +95,7 @@ class Suite:
         cells: in the order in which they are worked on: what says most comes first.
         contenders: tried in every cell.
         ablations: tried in the cells with ablations as well.
+        examinations: defences of other moments, tried in the cells that are examined.
         grid: names of all cells of the suite, also of those that are not worked on.
 
     """
@@ -102,7 +104,12 @@ class Suite:
     cells: tuple[Cell, ...]
     contenders: tuple[Contender, ...] = CONTENDERS
     ablations: tuple[Contender, ...] = ABLATIONS
+    examinations: tuple[Examination, ...] = EXAMINATIONS
     grid: tuple[str, ...] = ()
+
+    def examinations_of(self, cell: Cell) -> tuple[Examination, ...]:
+        """Return the examinations of a cell."""
+        return self.examinations if cell.examined else ()
 
     def of(self, cell: Cell) -> tuple[Contender, ...]:
         """Return the contenders of a cell; where nothing is planted there is nothing for an oracle to know."""

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from undoor.experiments.cells import retrained_key
+from undoor.experiments.examinations import EXAMINATIONS
 from undoor.experiments.store import Result, Store
 
 MISSING = "–"
@@ -46,6 +47,7 @@ class Results:
         victims: one row a victim; the same columns, null where they speak of a defence.
         found: what the store holds of each row of ``cells``.
         attacked: what the store holds of each row of ``victims``.
+        examined: what defences of other moments found of the victims.
 
     """
 
@@ -54,6 +56,7 @@ class Results:
     victims: pd.DataFrame
     found: list[Result]
     attacked: list[Result]
+    examined: list[Result]
 
 
 def read_results(store: Store, suite: str) -> list[Results]:
@@ -65,6 +68,10 @@ def read_results(store: Store, suite: str) -> list[Results]:
     # Defences come in the order of their names, those that know too much after those that do not.
     found.sort(key=lambda one: (_position(one["cell"]), one["oracle"], one["contender"]))
     attacked.sort(key=lambda one: _position(one["cell"]))
+    examined = [one for one in store.all("examined").values() if one["suite"] == suite]
+    order = [examination.name for examination in EXAMINATIONS]
+    examined = [one for one in examined if one["examination"] in order]
+    examined.sort(key=lambda one: (order.index(one["examination"]), _position(one["cell"])))
     every = [
         Results(
             setting,
@@ -72,6 +79,7 @@ def read_results(store: Store, suite: str) -> list[Results]:
             frame([_victim_row(one) for one in attacked if setting_of(one) == setting]),
             [one for one in found if setting_of(one) == setting],
             [one for one in attacked if setting_of(one) == setting],
+            [one for one in examined if setting_of(one) == setting],
         )
         for setting in sorted({setting_of(one) for one in [*found, *attacked]})
     ]

@@ -1,0 +1,327 @@
+"""Fine-Pruning (Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks", RAID 2018).
+
+A backdoor may live in channels that clean images leave dormant: these are pruned, the most dormant first, as long
+as clean accuracy lasts. What remains is fine-tuned on clean images, which undoes backdoors that share channels
+with the clean task. Some clean images are needed; neither the training set nor anything about the attack is.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils import prune
+
+from undoor.classifier import Classifier
+from undoor.dataset import Dataset
+from undoor.defenses.post_training.channels import (
+    Channels,
+    decisions_along,
+    find_channels,
+    mean_activations,
+    parameters_of,
+    silence,
+)
+from undoor.errors import UndoorError
+from undoor.files import staged
+from undoor.findings import SCHEMA_VERSION, versions
+from undoor.metrics import accuracy
+from undoor.recipes import Recipe
+from undoor.report.curve import write_curve
+from undoor.training import Job, Step, train_many
+from undoor.weights import Architecture, save_model
+
+FEWEST = 3
+"""Clean images of a class: one is held out, and fine-tuning needs two."""
+
+
+@dataclass(frozen=True)
+class FinePruning:
+    """The defence; ``FinePruning()(model, clean)`` returns the repaired network.
+
+    Args:
+        layer: name of the ``nn.Conv2d`` whose channels are pruned; by default the last that runs.
+        ranking: "dormant" prunes channels by their mean activation on clean images, the lowest first; "random",
+            the control, in an order drawn by the seed.
+        tolerance: how far accuracy on the clean images held out may fall by pruning, as a share of them. Four
+            points, as in the paper.
+        held_out: the share of the clean images of every class that accuracy is measured on; channels are ranked
+            and the network is fine-tuned on the rest.
+        epochs: of fine-tuning.
+        learning_rate: of fine-tuning, the highest: it rises for a quarter of the steps and falls to zero. A higher
+            one takes away more of the backdoor, and more of the accuracy.
+        batch_size: of fine-tuning, in images.
+        augment: shift and flip the images of fine-tuning, as ``Recipe`` does: without, a one-pixel backdoor can
+            live on. Not for classes that a flip changes.
+        seed: of the images held out, of their order in fine-tuning and of the random ranking.
+
+    """
+
+    layer: str | None = None
+    ranking: Literal["dormant", "random"] = "dormant"
+    tolerance: float = 0.04
+    held_out: float = 0.3
+    epochs: int = 20
+    learning_rate: float = 0.05
+    batch_size: int = 32
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ranking not in ("dormant", "random"):
+            raise UndoorError(f"there is no ranking {self.ranking!r}; choose dormant or random")
+        if not 0 <= self.tolerance < 1:
+            raise UndoorError(f"the tolerance is {self.tolerance}; give a share from 0 to below 1")
+        if not 0 < self.held_out < 1:
+            raise UndoorError(f"the share held out is {self.held_out}; give one between 0 and 1")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise UndoorError(
+                f"{self.epochs} epochs in batches of {self.batch_size} are no fine-tuning; "
+                "give 1 epoch or more and batches of 2 or more"
+            )
+        if not 0 < self.learning_rate < float("inf"):
+            raise UndoorError(f"the learning rate is {self.learning_rate}; give a number above 0")
+
+    def __call__(
+        self,
+        model: nn.Module | Classifier,
+        clean: Dataset,
+        *,
+        on_batch: Callable[[int, int], None] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> "Pruned":
+        """Prune and fine-tune a copy of the network; the given one stays as it is.
+
+        Args:
+            model: takes (N, C, H, W) images in [0, 1] and returns a logit for each class of ``clean``; or a
+                ``Classifier``, with its scaling. The copy is computed where there is an accelerator.
+            clean: at least three images of every class, which the network was not trained on.
+            on_batch: called while the curve is measured, with the number of images that are done, and of all.
+            on_step: called after every step of fine-tuning, on a GPU after every hundredth.
+
+        Raises:
+            UndoorError: if the layer is no convolution that runs, or a class has too few clean images.
+
+        """
+        begun = time.perf_counter()
+        tuning, held = _split(clean, self.held_out, self.seed)
+        before = copy.deepcopy(model) if isinstance(model, Classifier) else Classifier(copy.deepcopy(model), layer="")
+        channels = find_channels(before, clean.images[:1], self.layer)
+        with before.watched() as forward:
+            classes = forward(before.scale(clean.images[:1]))[1].shape[1]
+        if classes != len(clean.class_names):
+            raise UndoorError(
+                f"the network tells {classes} classes apart, the clean images have {len(clean.class_names)}; "
+                "give clean images of the classes that it was trained for"
+            )
+        activations = mean_activations(before, channels, tuning.images)
+        order = np.argsort(activations, kind="stable")
+        if self.ranking == "random":
+            order = np.random.default_rng((self.seed, 1)).permutation(channels.count)
+        ranked = time.perf_counter()
+
+        decisions = decisions_along(before, channels, order, held.images, on_batch)
+        accuracies = np.array([accuracy(of_step, held.labels) for of_step in decisions])
+        count = most_within(accuracies, self.tolerance)
+        pruned = copy.deepcopy(before)
+        silence(pruned.model, channels, order[:count])
+        measured = time.perf_counter()
+
+        tuned = copy.deepcopy(pruned)
+        self._tune(tuned, channels, order[:count], tuning, on_step)
+        ended = time.perf_counter()
+        steps = np.arange(channels.count + 1)
+        curve = pd.DataFrame(
+            {
+                "pruned": steps,
+                "share": steps / channels.count,
+                "channel": [-1, *order],
+                "activation": [np.nan, *activations[order]],
+                "accuracy": accuracies,
+            }
+        )
+        return Pruned(
+            self,
+            channels,
+            order,
+            count,
+            curve,
+            before,
+            pruned,
+            tuned,
+            {
+                "before": float(accuracies[0]),
+                "pruned": float(accuracies[count]),
+                "tuned": accuracy(tuned.decide(held.images), held.labels),
+            },
+            len(tuning),
+            len(held),
+            {"ranking": ranked - begun, "curve": measured - ranked, "tuning": ended - measured},
+        )
+
+    def _tune(
+        self,
+        classifier: Classifier,
+        channels: Channels,
+        pruned: NDArray[np.int64],
+        tuning: Dataset,
+        on_step: Callable[[Step], None] | None,
+    ) -> None:
+        """Fine-tune in place; pruned channels stay at zero."""
+        recipe = Recipe(
+            "fine-tuning", self.epochs, self.batch_size, "sgd", self.learning_rate, "one-cycle", 5e-4,
+            self.augment, "channel", "bf16", self.seed,
+        )  # fmt: skip
+        model: nn.Module = classifier.model
+        parameters = list(parameters_of(model, channels))
+        # A mask that is part of the network holds whatever the optimiser does, momentum and decay included.
+        for module, name in parameters:
+            mask = torch.ones_like(getattr(module, name))
+            mask[torch.as_tensor(pruned)] = 0
+            prune.custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]
+        told = None if on_step is None else lambda _, step: on_step(step)
+        with torch.random.fork_rng():  # what dropout draws
+            torch.manual_seed(self.seed)
+            train_many([Job(tuning, recipe, classifier.whole())], device=str(classifier.device), on_step=told)
+        for module, name in parameters:
+            prune.remove(module, name)  # type: ignore[no-untyped-call]
+        model.to(classifier.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def most_within(accuracies: NDArray[np.float64], tolerance: float) -> int:
+    """Return after how many channels to stop: before the first at which accuracy (C + 1,) falls by more than that."""
+    # Shares of a few hundred images: what should be equal may differ in the last bit.
+    fallen = np.flatnonzero(accuracies < accuracies[0] - tolerance - 1e-9)
+    return int(fallen[0]) - 1 if len(fallen) else len(accuracies) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What Fine-Pruning made of a network.
+
+    Args:
+        settings: of the defence.
+        channels: those of the pruned layer.
+        order: (C,), the channels in the order in which they are pruned.
+        count: how many of them are pruned.
+        curve: one row for 0 … C pruned channels; columns pruned, share, channel (the last one pruned; −1 for
+            none), activation (its mean on clean images; not a number for none) and accuracy (on the clean images
+            held out).
+        before: a copy of the network as it was, with its scaling.
+        pruned: after pruning.
+        tuned: after fine-tuning: the repaired network.
+        accuracies: on the clean images held out, of the three.
+        images_tuning: number of clean images for ranking and fine-tuning.
+        images_held_out: number of clean images for accuracy.
+        seconds: by stage.
+        measured: what the experimenter knows of the three networks, such as clean accuracy and attack success
+            rate on test images; None where nothing is known. Filled in after the defence has finished.
+
+    """
+
+    settings: FinePruning
+    channels: Channels
+    order: NDArray[np.int64]
+    count: int
+    curve: pd.DataFrame
+    before: Classifier
+    pruned: Classifier
+    tuned: Classifier
+    accuracies: Mapping[str, float]
+    images_tuning: int
+    images_held_out: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, Any] | None = None
+
+    def at(self, count: int) -> Classifier:
+        """Return the network with the first ``count`` channels of the order pruned, and not fine-tuned."""
+        classifier = copy.deepcopy(self.before)
+        silence(classifier.model, self.channels, self.order[:count])
+        return classifier
+
+    def decisions_along(
+        self, images: NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.int64]:
+        """Return the decisions (C + 1, N) on (N, C, H, W) uint8 images of every network along the curve."""
+        return decisions_along(self.before, self.channels, self.order, images, on_batch)
+
+    def against(self, measured: Mapping[str, Any], success_along: Sequence[float] | None = None) -> "Pruned":
+        """Return this result with what an experimenter measured.
+
+        Args:
+            measured: of the networks before, pruned and tuned, by these names.
+            success_along: (C + 1,) attack success rates along the curve.
+
+        """
+        curve = self.curve if success_along is None else self.curve.assign(attack_success_rate=success_along)
+        return replace(self, measured=measured, curve=curve)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "defense": "fine_pruning",
+            "layer": self.channels.convolution,
+            "norms": list(self.channels.norms),
+            "channels": self.channels.count,
+            "pruned": self.order[: self.count].tolist(),
+            "accuracy": dict(self.accuracies),
+            "images": {"tuning": self.images_tuning, "held_out": self.images_held_out},
+            "settings": asdict(self.settings),
+            "seed": self.settings.seed,
+            "versions": versions(),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "measured": None if self.measured is None else dict(self.measured),
+        }
+
+    def write(self, path: Path, architecture: Architecture, *, overwrite: bool = False) -> None:
+        """Write the repaired network to ``path``, and the curve (Parquet, SVG, PNG) and the summary (JSON) beside it.
+
+        Args:
+            path: NAME.safetensors; the others are NAME-curve.parquet, NAME-curve.svg, NAME-curve.png, NAME.json.
+            architecture: what the file is to say of the network; how it was repaired is added.
+            overwrite: replace files of an earlier run.
+
+        """
+        refuse_network(path, overwrite)
+        described = replace(architecture, recipe={**architecture.recipe, "fine_pruning": asdict(self.settings)})
+        with staged(path.parent, last=path.name) as folder:
+            self.curve.to_parquet(folder / f"{path.stem}-curve.parquet", index=False)
+            write_curve(self.curve, self.count, self.settings.tolerance, folder / f"{path.stem}-curve")
+            text = json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n"
+            (folder / f"{path.stem}.json").write_text(text, encoding="utf-8")
+            save_model(self.tuned.model, described, folder / path.name)
+
+
+def refuse_network(path: Path, overwrite: bool) -> None:
+    """Raise if a network cannot be written to ``path``, or another file is there that may not be replaced."""
+    if path.suffix != ".safetensors":
+        raise UndoorError(f"{path} should end in .safetensors; choose such a name for --out")
+    if path.exists() and not overwrite:
+        raise UndoorError(f"{path} exists already; choose another --out or add --overwrite")
+
+
+def _split(clean: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Return the clean images without and with those held out, of every class its share."""
+    if len(clean.class_names) < 2:
+        raise UndoorError("the clean images are of one class; give images of every class the network tells apart")
+    generator = np.random.default_rng((seed, 0))
+    held = np.zeros(len(clean), dtype=bool)
+    for label, name in enumerate(clean.class_names):
+        rows = np.flatnonzero(clean.labels == label)
+        if len(rows) < FEWEST:
+            raise UndoorError(
+                f"class {name} has {len(rows) or 'no'} clean images; give {FEWEST} or more of every class "
+                "that the network tells apart"
+            )
+        count = min(max(round(share * len(rows)), 1), len(rows) - 2)
+        held[generator.permutation(rows)[:count]] = True
+    return clean.take(~held), clean.take(held)

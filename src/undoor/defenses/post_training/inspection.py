@@ -1,0 +1,147 @@
+"""What the inspection of a network found: the closest class pairs, p-values, and the perturbations as pictures."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from undoor.defenses.post_training.gamma_null import Inference, Rule
+from undoor.files import staged
+from undoor.findings import SCHEMA_VERSION, refuse_findings, versions
+from undoor.readers.images import encode_png
+
+PAIR_COLUMNS = ("source", "target", "norm", "rate", "r", "reached", "steps", "p", "detected")
+
+PICTURE = 160
+"""Pixels, at least, of the longer side of each of the three parts of a picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """The result of reverse engineering.
+
+    Args:
+        pairs: one row an ordered class pair; columns ``PAIR_COLUMNS``: source, target (names), norm (‖v‖₂ of images in
+            [0, 1]), rate (share of the source's images that v sends to the target), r = 1 / norm, reached (whether
+            rate is the share asked for; where not, r is only known to be smaller), steps, p (of the pair alone, by the
+            rule that decides), detected.
+        perturbations: (P, C, H, W) float32, v, in the order of ``pairs``.
+        examples: (K, C, H, W) uint8, an image of each class.
+        inferences: of both rules.
+        rule: which of them decides.
+        level: a backdoor is detected at p ≤ ``level``.
+        class_names: the K names.
+        images: how many images of each class were used, by its name.
+        settings: of the method, as plain values.
+        seed: of the method.
+        seconds: by stage.
+
+    """
+
+    pairs: pd.DataFrame
+    perturbations: NDArray[np.float32]
+    examples: NDArray[np.uint8]
+    inferences: Mapping[Rule, Inference]
+    rule: Rule
+    level: float
+    class_names: tuple[str, ...]
+    images: Mapping[str, int]
+    settings: Mapping[str, Any]
+    seed: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def p(self) -> float:
+        """The p-value that decides."""
+        return self.inferences[self.rule].p
+
+    @property
+    def verdict(self) -> Literal["backdoored", "clean"]:
+        """Whether a backdoor is detected."""
+        return "backdoored" if self.p <= self.level else "clean"
+
+    @property
+    def target(self) -> str | None:
+        """The name of the target class; None if no backdoor is detected."""
+        return None if self.verdict == "clean" else self.class_names[self.inferences[self.rule].pair[1]]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the source classes: of the detected pairs, the closest first."""
+        found = self.pairs[self.pairs["detected"]].sort_values("norm", kind="stable")
+        return tuple(found["source"])
+
+    def perturbation(self, source: str, target: str) -> NDArray[np.float32]:
+        """Return v, (C, H, W), of a pair of class names."""
+        row = (self.pairs["source"] == source) & (self.pairs["target"] == target)
+        pattern: NDArray[np.float32] = self.perturbations[row.to_numpy()][0]
+        return pattern
+
+    def summary(self) -> dict[str, Any]:
+        """Return the content of ``summary.json``."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "method": "reverse_engineering",
+            "verdict": self.verdict,
+            "target": self.target,
+            "sources": list(self.sources),
+            "p": self.p,
+            "rule": self.rule,
+            "level": self.level,
+            "inferences": {rule: self._told(inference) for rule, inference in self.inferences.items()},
+            "pairs_that_never_reached_the_share": int((~self.pairs["reached"]).sum()),
+            "images": dict(self.images),
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "versions": versions(),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+        }
+
+    def _told(self, inference: Inference) -> dict[str, Any]:
+        source, target = inference.pair
+        return {
+            "p": inference.p,
+            "nominal_p": inference.nominal,
+            "closest_pair": [self.class_names[source], self.class_names[target]],
+            "gamma": {"shape": inference.shape, "scale": inference.scale},
+        }
+
+    def _file_name(self, name: str) -> str:
+        """Return a class name as part of a file's name; what had to be changed is told apart by the class's number."""
+        safe = re.sub(r"[^A-Za-z0-9_]+", "_", name)[:60]
+        return safe if safe == name else f"{safe}{self.class_names.index(name)}"
+
+    def write(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write pairs, perturbations, a picture of every detected pair's, and ``summary.json``, which comes last.
+
+        A picture shows v around grey, amplified, beside an image of the source class without it and with it.
+        """
+        refuse_findings(folder, overwrite)
+        with staged(folder, last="summary.json") as temporary:
+            self.pairs.to_parquet(temporary / "pairs.parquet", index=False)
+            save_file({"perturbations": self.perturbations}, temporary / "perturbations.safetensors")
+            for row in np.flatnonzero(self.pairs["detected"]):
+                source, target = (str(self.pairs[end].iloc[row]) for end in ("source", "target"))
+                example = self.examples[self.class_names.index(source)]
+                name = f"perturbation-{self._file_name(source)}-{self._file_name(target)}.png"
+                (temporary / name).write_bytes(encode_png(picture(self.perturbations[row], example)))
+            text = json.dumps(self.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            (temporary / "summary.json").write_text(text, encoding="utf-8")
+
+
+def picture(pattern: NDArray[np.float32], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return v, (C, H, W), amplified around grey, beside a (C, H, W) image without and with it, all enlarged."""
+    amplified = 127.5 + 127.5 * pattern / max(float(np.abs(pattern).max()), 1e-9)
+    moved = np.clip(image + 255 * pattern, 0, 255)
+    gap = np.full((*image.shape[:2], 1), 255)
+    row = np.concatenate([amplified, gap, image, gap, moved], axis=2)
+    times = -(-PICTURE // max(image.shape[1:]))
+    enlarged: NDArray[np.uint8] = np.rint(row).astype(np.uint8).repeat(times, axis=1).repeat(times, axis=2)
+    return enlarged
