@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import undoor
 from test_cli import data, run  # noqa: F401 - fixtures
 from test_terminal import as_before, parse  # noqa: F401 - a fixture that is used by all
 
@@ -29,7 +30,12 @@ def test_every_block_is_of_a_kind_that_is_tested():
 
 
 def test_the_python_blocks_run(capsys):
-    namespace = {}
+    # What the README's first lines make, in small.
+    digits = undoor.read("digits").take(range(1500))
+    attack = undoor.Attack.one_pixel(digits, sources=["7"], target="0", count=100, size=0.6)
+    poisoned = undoor.poison(digits, attack)
+    model = undoor.train(poisoned, undoor.recipe("fast", epochs=8))
+    namespace = {"poisoned": poisoned, "model": model, "findings": undoor.scan(model, poisoned)}
     for block in blocks("python"):
         exec(compile(block, str(PAGE), "exec"), namespace)
     assert namespace["findings"].classes_flagged == ("0",)

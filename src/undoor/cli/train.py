@@ -62,7 +62,10 @@ def train(
     with terminal.training_bar() as on_step:
         model = fit_victim(dataset, chosen, out, network, overwrite=overwrite, on_step=on_step)
     terminal.out.print(f"network: {out}", soft_wrap=True, markup=False)
-    success = None if test_set is None else measure(model, test_set, planned)
+    success = None
+    if test_set is not None:
+        with terminal.counting_bar("measure") as on_image:
+            success = measure(model, test_set, planned, on_image)
     terminal.print_result({"network": out, **(success or {})})
     if success is not None:
         terminal.print_success(success)
