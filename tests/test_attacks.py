@@ -1,33 +1,57 @@
 """One table of attacks drives one contract test; the rest is what single attacks promise beyond it."""
 
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import undoor
-from conftest import make_dataset
-from undoor.attacks import read_attack, write_attack
+from conftest import Linear, make_dataset
+from undoor.attacks import Jittered, Pixels, chosen_rows, read_attack, write_attack
 from undoor.errors import UndoorError
+from undoor.experiments.cells import Cell, Experiment
+from undoor.experiments.store import Store
+from undoor.experiments.suites import suite
 
+
+def one_pixel(clean, **settings):
+    return undoor.Attack.one_pixel(clean, **{"size": 0.3, **settings})
+
+
+def given(trigger, clean, target, count, seed):
+    return undoor.Attack(trigger, tuple(n for n in clean.class_names if n != target), target, count, seed=seed)
+
+
+def optimised(clean, **settings):
+    surrogate = undoor.Classifier(Linear(clean.images[0].size))
+    return undoor.Attack.optimised(clean, surrogate, size=0.3, **settings)
+
+
+SEVERAL = Pixels(((1, 2, 0, 0.3), (4, 5, 0, -0.2), (11, 0, 0, 1.0)))
 ATTACKS = {
-    "multiple-source": {},
-    "single-source": {"sources": ["class2"]},
-    "given position": {"position": (0, 11)},
-    "saturating": {"size": 1.0},
-    "originals replaced": {"keep_originals": False},
+    "multiple-source": one_pixel,
+    "single-source": partial(one_pixel, sources=["class2"]),
+    "given position": partial(one_pixel, position=(0, 11)),
+    "saturating": partial(one_pixel, size=1.0),
+    "originals replaced": partial(one_pixel, keep_originals=False),
+    "several pixels": partial(given, SEVERAL),
+    "jittered": partial(given, Jittered(SEVERAL, 2, seed=1)),
+    "optimised": partial(optimised, pixels=2, psnr=20),
+    "optimised, cross-entropy": partial(optimised, criterion="cross-entropy"),
 }
 COUNT = 13
 
 
-@pytest.fixture(params=ATTACKS, ids=list(ATTACKS))
-def settings(request):
-    return {"target": "class1", "count": COUNT, "size": 0.3, "seed": 3, **ATTACKS[request.param]}
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-def test_contract(settings, channels):
+@pytest.mark.parametrize("name", ATTACKS)
+def test_contract(name, channels):
+    make = partial(ATTACKS[name], target="class1", count=COUNT)
     clean = make_dataset(channels=channels)
     before = clean.images.copy()
-    attack = undoor.Attack.one_pixel(clean, **settings)
+    attack = make(clean, seed=3)
     poisoned = undoor.poison(clean, attack)
     planted = poisoned.truth.poisoned
     assert np.array_equal(clean.images, before)
@@ -50,9 +74,15 @@ def test_contract(settings, channels):
     assert all(image.tobytes() in untouched for image in poisoned.images[~planted])
     assert poisoned.images.dtype == np.uint8
 
-    again = undoor.poison(clean, undoor.Attack.one_pixel(clean, **settings))
+    assert np.array_equal(poisoned.images[planted], attack.trigger(clean.images[chosen_rows(clean, attack)]))
+
+    # What becomes of an image depends on it alone.
+    order = np.random.default_rng(0).permutation(len(clean))
+    assert np.array_equal(attack.trigger(clean.images)[order], attack.trigger(clean.images[order]))
+
+    again = undoor.poison(clean, make(clean, seed=3))
     assert np.array_equal(again.images, poisoned.images)
-    other = undoor.poison(clean, undoor.Attack.one_pixel(clean, **{**settings, "seed": 4}))
+    other = undoor.poison(clean, make(clean, seed=4))
     assert not np.array_equal(other.images, poisoned.images)
 
 
@@ -92,13 +122,43 @@ def test_triggered_test_images_keep_their_labels(dataset):
     assert np.array_equal(test.images, attack.trigger(dataset.images[dataset.labels == 0]))
 
 
-def test_attack_survives_its_file(tmp_path, dataset):
-    attack = undoor.Attack.one_pixel(dataset, target="class1", count=4, size=0.1)
+def test_another_trigger_at_test_time(dataset):
+    attack = undoor.Attack.one_pixel(dataset, target="class1", count=4, size=0.5, sources=["class0"])
+    test = undoor.triggered(dataset, attack, SEVERAL)
+    assert np.array_equal(test.images, SEVERAL(dataset.images[dataset.labels == 0]))
+
+
+@pytest.mark.parametrize("trigger", [undoor.OnePixel(3, 4, 0.1), SEVERAL], ids=["one pixel", "several"])
+def test_attack_survives_its_file(tmp_path, dataset, trigger):
+    attack = given(trigger, dataset, "class1", 4, 0)
     write_attack(attack, tmp_path / "attack.json")
     assert read_attack(tmp_path / "attack.json") == attack
-    (tmp_path / "attack.json").write_text("[]")
+
+
+def test_file_without_the_kind_of_its_trigger_is_read(tmp_path, dataset):
+    attack = undoor.Attack.one_pixel(dataset, target="class1", count=4, size=0.1)
+    (tmp_path / "attack.json").write_text(json.dumps(asdict(attack)))
+    assert read_attack(tmp_path / "attack.json") == attack
+
+
+@pytest.mark.parametrize("content", ["[]", '{"trigger": {"kind": "Patch"}}', '{"trigger": {"kind": "Pixels"}}'])
+def test_file_that_describes_no_attack(tmp_path, content):
+    (tmp_path / "attack.json").write_text(content)
     with pytest.raises(UndoorError, match="describes no attack"):
         read_attack(tmp_path / "attack.json")
+
+
+def test_trigger_that_no_file_may_name(tmp_path, dataset):
+    with pytest.raises(UndoorError, match="of kind Jittered cannot be written"):
+        write_attack(given(Jittered(SEVERAL, 1), dataset, "class1", 4, 0), tmp_path / "attack.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_stored_results_of_one_pixel_keep_their_names():
+    stored = Path(__file__).parents[1] / "results" / "quick" / "victims"
+    experiment = Experiment(Cell("single-source", 0.25), suite("quick").setting, Store(stored.parent))
+    described = json.loads((stored / f"{experiment.victim_key}.json").read_text(encoding="utf-8"))
+    assert described["attack"] == json.loads(json.dumps(asdict(experiment.attack)))
 
 
 @pytest.mark.parametrize(

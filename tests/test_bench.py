@@ -31,7 +31,7 @@ def make_suite(cells=CELLS, contenders=TRIED, examinations=(), **changes):
         "small", "bars", make_dataset(), make_dataset(seed=1), "class0", "class2", 10,
         replace(PRESETS["fast"], epochs=3, batch_size=16), test_sizes=(0.2, 0.4),
     )  # fmt: skip
-    return Suite(replace(setting, **changes), cells, contenders, (), examinations)
+    return Suite(replace(setting, **changes), cells, contenders, (), (), examinations)
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +192,11 @@ def test_originals_may_be_replaced():
 
 def known(poisoned, target="class2"):
     labels = np.repeat(np.arange(3), 20)
-    return Known(0, poisoned, labels, target, lambda kept: labels, {CI: 5})
+    return Known(0, poisoned, labels, target, lambda kept: labels, None, np.zeros((60, 1, 8, 8), np.uint8), {CI: 5})
 
 
 @pytest.mark.parametrize(
-    "contender", [c for c in (*CONTENDERS, *suites.ABLATIONS, EXRE) if not c.oracle], ids=lambda c: c.name
+    "contender", [c for c in (*CONTENDERS, *suites.ABLATIONS, suites.RE, EXRE) if not c.oracle], ids=lambda c: c.name
 )
 def test_only_oracle_settings_depend_on_the_truth(contender):
     first = known(np.arange(60) >= 50)
@@ -217,7 +217,7 @@ def test_oracle_settings_are_marked():
 
 
 def test_names_are_distinct_and_fit_a_file():
-    names = [slug(c.name) for c in (*CONTENDERS, *suites.ABLATIONS, EXRE)]
+    names = [slug(c.name) for c in (*CONTENDERS, *suites.ABLATIONS, suites.RE, EXRE)]
     assert len(set(names)) == len(names)
     assert all(name.isascii() and " " not in name for name in names)
 

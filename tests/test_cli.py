@@ -129,6 +129,24 @@ def test_whole_way_on_a_parquet_set(run, data, tmp_path):
     assert "poisoned" in table.column_names
 
 
+def test_optimised_trigger(run, data, tmp_path):
+    code, out, _ = run("poison", data / "images.parquet", "--out", tmp_path / "poisoned", "--target", "class1",
+                       "--count", 12, "--size", 0.3, "--optimise", data / "victim.safetensors",
+                       "--pixels", 2, "--psnr", 20)  # fmt: skip
+    assert code == 0
+    assert "12 of them poisoned: pixels " in out
+    change, quality = map(float, re.search(r"ℓ∞ ([\d.]+), PSNR ([\d.]+) dB", out).groups())
+    assert change == pytest.approx(0.3, abs=0.003)
+    assert quality >= 20
+    attack = json.loads((tmp_path / "poisoned" / "attack.json").read_text())
+    assert attack["trigger"]["kind"] == "Pixels"
+    assert len(attack["trigger"]["changes"]) == 2
+    code, out, _ = run("train", tmp_path / "poisoned", "--out", tmp_path / "m.safetensors", "--epochs", 1, "--test",
+                       data / "images.parquet", "--attack", tmp_path / "poisoned" / "attack.json")  # fmt: skip
+    assert code == 0
+    assert "attack success rate" in out
+
+
 def test_scan_without_a_model_trains_one_and_keeps_it(run, data, tmp_path):
     out = tmp_path / "findings"
     code, _, err = run("scan", data / "images.npz", "--out", out, "--epochs", 8)
@@ -216,6 +234,8 @@ def convolution():
 
 MODEL = ("--model", "{data}/linear.safetensors", *NETWORK)
 SCAN = ("scan", "{data}/images", "--out", "{root}/out")
+POISON = ("poison", "{data}/images", "--target", "class0", "--count", "4", "--out", "{root}/out")
+OPTIMISE = (*POISON, "--optimise", "{data}/victim.safetensors")
 
 BAD_INPUTS = {
     "missing path": (("scan", "{root}/nowhere", "--out", "{root}/out"), "does not exist"),
@@ -256,6 +276,10 @@ BAD_INPUTS = {
         ("poison", "{data}/images", "--target", "class0", "--position", "3", "--out", "{root}/out"),
         "ROW,COLUMN",
     ),
+    "optimised position": ((*OPTIMISE, "--position", "3,4"), "leave one of them out"),
+    "pixels without a choice": ((*POISON, "--pixels", "2"), "add --optimise MODEL"),
+    "no surrogate": ((*POISON, "--optimise", "{root}/nothing.safetensors"), "is no file"),
+    "quality out of reach": ((*OPTIMISE, "--psnr", "90"), "loosen the bounds"),
     "no findings": (("clean", "digits", "--findings", "{root}/empty", "--out", "{root}/out"), "no whole findings"),
     "attack without test": (
         ("train", "{data}/images", "--out", "{root}/out/m.safetensors", "--attack", "{root}/attack.json"),
@@ -384,3 +408,20 @@ def test_bench_in_small(run, tmp_path):
         assert rows.loc[scenario, "perfect filter"]["tpr"] == 1
         assert rows.loc[scenario, "random filter"]["tpr"] < 0.3
     assert (out / "README.md").exists()
+
+
+def test_inspect(run, data, tmp_path):
+    out = tmp_path / "inspection"
+    arguments = ("inspect", data / "victim.safetensors", "--data", data / "images.parquet", "--images", "5")
+    code, printed, _ = run(*arguments, "--out", out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert code == {"clean": 0, "backdoored": 1}[summary["verdict"]]
+    assert printed.startswith(summary["verdict"])
+    assert "p by rule A" in printed
+    assert len(pd.read_parquet(out / "pairs.parquet")) == 6
+    assert len(list(out.glob("perturbation-*.png"))) == len(summary["sources"])
+    assert run(*arguments, "--out", out)[0] == 2
+    assert run(*arguments, "--out", out, "--overwrite", "--exit-zero")[0] == 0
+    code, _, errors = run(*arguments, "--out", tmp_path / "other", "--rule", "C")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "choose A or B" in errors

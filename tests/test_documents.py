@@ -33,6 +33,11 @@ def test_the_cluster_pages_tables_are_those_of_the_results():
     assert written.strip() == benchmark.tables(benchmark.read(benchmark.CPU), gpu, benchmark.DOLLARS_A_GPU_HOUR)
 
 
+def test_the_page_of_remarks_is_made_of_the_results():
+    benchmark = load_benchmark("remarks")
+    assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(benchmark.read_results())
+
+
 def test_the_arithmetic_is_the_constants_times_the_images():
     benchmark = load_benchmark("cluster_arithmetic")
 

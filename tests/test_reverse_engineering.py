@@ -66,7 +66,7 @@ def data():
 def sought(model, data, share=1.0, search=None, batch_size=128, pairs=None):
     classifier = Classifier(model)
     pairs = pairs or list(permutations(range(CLASSES), 2))
-    images = [classifier.scale(data.images[data.labels == label]) for label in range(CLASSES)]
+    images = {k: classifier.scale(data.images[data.labels == k]) for k in range(CLASSES)}
     with classifier.frozen() as forward:
         return (search or Descent(steps=80))(forward, images, pairs, share, batch_size, 0)
 
@@ -79,7 +79,7 @@ def test_between_half_spaces_the_smallest_perturbation_is_the_distance(data):
     classifier = Classifier(model)
     image = classifier.scale(data.images[data.labels == 0][:1])
     with classifier.frozen() as forward:
-        found = Descent()(forward, [image], [(0, 1)], 1.0, 128, 0)
+        found = Descent()(forward, {0: image}, [(0, 1)], 1.0, 128, 0)
     normal = (TEMPLATES[1] - TEMPLATES[0]).astype(np.float64)
     distance = -normal @ image.numpy().ravel() / np.linalg.norm(normal)
     assert distance <= found.norms[0] <= 1.03 * distance
@@ -150,7 +150,7 @@ def test_the_norm_of_a_random_direction_is_the_smallest_along_it(data):
     """Whatever the direction, a network that sees one pixel alone is moved by that pixel's share of it."""
     model = OnePixel()
     image = torch.zeros(1, 1, SIZE, SIZE)
-    found = RandomDirection(steps=40, last_pace=1e-3)(model, [image] * 2, [(0, 1)], 1.0, 128, seed=1)
+    found = RandomDirection(steps=40, last_pace=1e-3)(model, {0: image}, [(0, 1)], 1.0, 128, seed=1)
     if found.reached[0]:
         assert found.patterns[0].ravel()[PIXEL] == pytest.approx(0.25, rel=1e-2)
     else:

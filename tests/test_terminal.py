@@ -23,13 +23,18 @@ import undoor
 from conftest import QUICKLY, plant
 from test_cli import NETWORK, data, run  # noqa: F401 - fixtures
 from undoor import cli, terminal
+from undoor.defenses.test_time import Ada
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.errors import UndoorNotice
 from undoor.experiments import demo as demonstration
 from undoor.filters import Average
 from undoor.scanning import write_findings
 
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands] + [
+    f"{group.typer_instance.info.name} {command.callback.__name__}"
+    for group in cli.app.registered_groups
+    for command in group.typer_instance.registered_commands
+]
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +55,17 @@ def findings(data, tmp_path_factory):  # noqa: F811
     return folder
 
 
+@pytest.fixture(scope="module")
+def guard(data, tmp_path_factory):  # noqa: F811
+    """A guard of the network."""
+    path = tmp_path_factory.mktemp("guard") / "guard.safetensors"
+    classifier = undoor.Classifier(undoor.load_model(data / "victim.safetensors")[0])
+    Ada().fit(classifier, undoor.read(data / "images")).write(path)
+    return path
+
+
 @pytest.fixture
-def arguments(data, findings, tmp_path, monkeypatch):  # noqa: F811
+def arguments(data, findings, guard, tmp_path, monkeypatch):  # noqa: F811
     """Return the arguments with which every command has a result quickly, and keys of that result."""
     planted = plant()
     digits = undoor.read("digits").take(range(20))
@@ -87,6 +101,14 @@ def arguments(data, findings, tmp_path, monkeypatch):  # noqa: F811
             ),
             {"pruned", "accuracy", "network"},
         ),
+        "guard fit": (
+            (data / "victim.safetensors", "--data", images, "--out", tmp_path / "g.safetensors"),
+            {"defense", "threshold", "guard"},
+        ),
+        "guard check": (
+            (data / "victim.safetensors", "--data", images, "--guard", guard, "--exit-zero"),
+            {"rejected", "queries"},
+        ),
         "bench": (("quick", "--time-budget", "0.001s", "--out", tmp_path / "bench"), {"finished", "cells_done"}),
     }
 
@@ -94,7 +116,7 @@ def arguments(data, findings, tmp_path, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize("command", COMMANDS)
 def test_json_is_all_that_stands_on_standard_output(run, arguments, command):  # noqa: F811
     options, keys = arguments[command]
-    code, out, err = run(command, *options, "--json")
+    code, out, err = run(*command.split(), *options, "--json")
     assert code == 0
     assert keys <= json.loads(out, parse_constant=pytest.fail).keys()  # neither NaN nor Infinity is JSON
     assert "\x1b" not in out + err
@@ -102,7 +124,7 @@ def test_json_is_all_that_stands_on_standard_output(run, arguments, command):  #
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_quiet_prints_nothing_but_notes(run, arguments, command):  # noqa: F811
-    code, out, err = run(command, *arguments[command][0], "--quiet")
+    code, out, err = run(*command.split(), *arguments[command][0], "--quiet")
     assert (code, out) == (0, "")
     assert all(line.startswith("note: ") for line in err.splitlines())
 
@@ -119,21 +141,27 @@ def test_json_and_quiet_together_and_errors(run, arguments, tmp_path):  # noqa: 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_and_has_an_example_that_parses(run, command):  # noqa: F811
-    code, out, _ = run(command, "--help")
+    code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert max(map(cell_len, out.splitlines())) <= 80
-    (example,) = re.findall(r"Example: undoor (.+)", typer.main.get_command(cli.app).commands[command].help)
+    (example,) = re.findall(r"Example: undoor (.+)", named(command)[0].help)
+    assert example.startswith(f"{command} ")
     assert f"undoor {example}" in " ".join(out.split())
     parse(example)
 
 
+def named(line):
+    """Return the command that a line begins with, and the words that follow."""
+    command, words = typer.main.get_command(cli.app), shlex.split(line)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
 def parse(line):
     """Parse a command line without running it."""
-    name, *rest = shlex.split(line)
-    group = typer.main.get_command(cli.app)
-    with group.make_context("undoor", [name, *rest]) as context:
-        command = group.commands[name]
-        command.make_context(name, rest, parent=context).close()
+    command, words = named(line)
+    command.make_context(command.name, words).close()
 
 
 def plain(text):

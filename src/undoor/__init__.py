@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from undoor.attacks import Attack, OnePixel, poison, triggered
     from undoor.classifier import Classifier
     from undoor.dataset import Dataset, Truth
-    from undoor.defenses.post_training import FinePruning
-    from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
+    from undoor.defenses.post_training import FinePruning, Inspection, ReverseEngineering
+    from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, PatternCleansing, SpectralSignatures
     from undoor.errors import UndoorError, UndoorNotice
     from undoor.evidence import Evidence, Outputs, collect
     from undoor.findings import Findings
@@ -30,10 +30,13 @@ _HOMES = {
     "ClusterImpurity": "defenses.training_set",
     "Dataset": "dataset",
     "Evidence": "evidence",
-    "FinePruning": "defenses.post_training",
     "Findings": "findings",
+    "FinePruning": "defenses.post_training",
+    "Inspection": "defenses.post_training",
     "OnePixel": "attacks",
     "Outputs": "evidence",
+    "PatternCleansing": "defenses.training_set",
+    "ReverseEngineering": "defenses.post_training",
     "SpectralSignatures": "defenses.training_set",
     "Truth": "dataset",
     "UndoorError": "errors",
@@ -57,8 +60,11 @@ __all__ = [
     "Evidence",
     "Findings",
     "FinePruning",
+    "Inspection",
     "OnePixel",
     "Outputs",
+    "PatternCleansing",
+    "ReverseEngineering",
     "SpectralSignatures",
     "Truth",
     "UndoorError",

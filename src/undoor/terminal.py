@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from os import fspath
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -14,8 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from undoor.defenses.post_training import Pruned
     from undoor.defenses.post_training.inspection import Inspection
+    from undoor.defenses.test_time import Guard
     from undoor.experiments.bench import Board
     from undoor.experiments.measure import Success
     from undoor.findings import Findings
@@ -34,8 +38,12 @@ def use(*, quiet: bool, as_json: bool) -> None:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print a command's result as one JSON object if that is asked for; paths and the like become text."""
-    _machine.out(json.dumps(result, indent=2, ensure_ascii=False, default=str), highlight=False)
+    """Print a command's result as one JSON object if that is asked for; it holds plain values and paths."""
+    _machine.out(json.dumps(result, indent=2, ensure_ascii=False, default=fspath), highlight=False)
+
+
+QUERIES = 20
+"""Of the queries that a guard has checked, so many are shown."""
 
 
 @contextmanager
@@ -205,6 +213,34 @@ def print_inspection(inspection: "Inspection") -> None:
         numbers = f"{row['norm']:.3f}", f"{row['rate']:.0%}", f"{row['p']:.3g}"
         table.add_row(_plain(row["source"]), _plain(row["target"]), *numbers, "yes" if row["detected"] else "")
     out.print(table)
+
+
+def print_guard(guard: "Guard") -> None:
+    """Print what a guard watches."""
+    table = Table(title=f"statistic {guard.kind}, threshold {guard.threshold:.3f}", title_justify="left")
+    for name in ("input of layer", "dimensions", "components a class"):
+        table.add_column(name, justify="left" if name == "input of layer" else "right")
+    for layer, null in zip(guard.layers, guard.nulls, strict=True):
+        low, high = min(null.components), max(null.components)
+        table.add_row(_plain(layer), str(null.axes.shape[1]), str(low) if low == high else f"{low} to {high}")
+    out.print(table)
+
+
+def print_checked(table: "pd.DataFrame", threshold: float) -> None:
+    """Print how many queries are rejected, and the most suspicious ones."""
+    rejected = int(table["rejected"].sum())
+    colour = "red" if rejected else "green"
+    out.print(f"[bold {colour}]{rejected} of {len(table)} queries rejected[/], threshold {threshold:.3f}")
+    shown = Table()
+    for name in table.columns:
+        shown.add_column(name, justify="right" if name == "statistic" else "left")
+    for row in table.sort_values("statistic", ascending=False, kind="stable").head(QUERIES).to_dict("records"):
+        shown.add_row(
+            _plain(row["id"]), _plain(row["decision"]), f"{row['statistic']:.3f}", "yes" if row["rejected"] else ""
+        )
+    out.print(shown)
+    if len(table) > QUERIES:
+        out.print(f"the {QUERIES} of the highest statistic; --out FILE.parquet takes all")
 
 
 def print_success(success: "Success") -> None:

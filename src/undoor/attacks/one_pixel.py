@@ -1,6 +1,6 @@
 """The one-pixel trigger of Xiang, Miller, Kesidis (MLSP 2019)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ class OnePixel:
         column = int(generator.integers(width // 4, width - width // 4))
         return cls(row, column, size)
 
+    def __str__(self) -> str:
+        return f"pixel {self.row},{self.column} brighter by {self.size}"
+
     def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.uint8]:
         """Return (N, C, H, W) uint8 images with the trigger; the given ones stay as they are."""
         height, width = images.shape[2:]
@@ -49,3 +52,7 @@ class OnePixel:
         pixel = changed[:, :, self.row, self.column]
         changed[:, :, self.row, self.column] = np.clip(np.rint(pixel + 255 * self.size), 0, 255).astype(np.uint8)
         return changed
+
+    def resized(self, size: float, /) -> "OnePixel":
+        """Return the trigger of another size."""
+        return replace(self, size=size)

@@ -13,6 +13,7 @@ import typer
 from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
+from undoor.cli.guard import guard
 from undoor.cli.inspect import inspect
 from undoor.cli.output import with_output_options
 from undoor.cli.poison import poison
@@ -49,6 +50,7 @@ def _undoor(
 
 for command in (demo, poison, train, scan, clean, inspect, prune, bench):
     app.command()(with_output_options(command))
+app.add_typer(guard)
 
 
 def main() -> None:

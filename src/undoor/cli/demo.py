@@ -24,8 +24,8 @@ def demo(
         result = run(out, seed, overwrite=overwrite, on_stage=terminal.print_stage, on_step=on_step)
     attack = result.attack
     terminal.out.print(
-        f"planted: {attack.count} images of class {', '.join(attack.sources)} with one brighter pixel at "
-        f"{attack.trigger.row},{attack.trigger.column}, labelled {attack.target}"
+        f"planted: {attack.count} images of class {', '.join(attack.sources)}, {attack.trigger}, "
+        f"labelled {attack.target}"
     )
     terminal.print_findings(result.findings)
     terminal.print_before_after(result.before, result.after)

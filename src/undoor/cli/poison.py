@@ -1,6 +1,7 @@
 """The command ``undoor poison``."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +10,7 @@ from undoor.cli.options import (
     ImageColumn,
     ImageSize,
     LabelColumn,
+    Network,
     Out,
     Seed,
     SkipBroken,
@@ -17,6 +19,7 @@ from undoor.cli.options import (
     read_data,
     refuse_existing,
 )
+from undoor.errors import UndoorError
 
 
 def poison(
@@ -32,6 +35,13 @@ def poison(
     position: Annotated[
         str | None, typer.Option(help="ROW,COLUMN of the pixel; by default drawn from the central half")
     ] = None,
+    optimise: Annotated[
+        Path | None,
+        typer.Option(help="weights of a network trained on clean images: choose pixel, channels and signs with it"),
+    ] = None,
+    network: Network = None,
+    pixels: Annotated[int, typer.Option(min=1, help="with --optimise: how many are changed")] = 1,
+    psnr: Annotated[float | None, typer.Option(help="with --optimise: the lowest of any image, in dB")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="remove the originals of poisoned images")] = False,
     seed: Seed = 0,
     split: Split = "train",
@@ -44,9 +54,7 @@ def poison(
 
     Example: undoor poison digits --source 7 --target 0 --count 300 --size 0.4 --out poisoned
     """
-    from dataclasses import asdict
-
-    from undoor.attacks import Attack, write_attack
+    from undoor.attacks import Attack, chosen_rows, visibility, write_attack
     from undoor.attacks import poison as plant
     from undoor.files import atomic_folder
     from undoor.readers.parquet import write_parquet
@@ -54,25 +62,44 @@ def poison(
     from undoor.terminal import out as console
 
     place = position_of(position)
+    if optimise is None and (pixels != 1 or psnr is not None or network is not None):
+        raise UndoorError("--pixels, --psnr and --network say how to choose pixels; add --optimise MODEL")
+    if optimise is not None and place is not None:
+        raise UndoorError("--position is given and --optimise would choose it; leave one of them out")
     refuse_existing(out)
     dataset = read_data(
         data, split=split, image_column=image_column, label_column=label_column,
         image_size=image_size, skip_broken=skip_broken,
     )  # fmt: skip
-    attack = Attack.one_pixel(
-        dataset, target=target, count=count, size=size, sources=source or None, position=place,
-        keep_originals=not replace, seed=seed,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "target": target, "count": count, "size": size, "sources": source or None, "keep_originals": not replace,
+        "seed": seed,
+    }  # fmt: skip
+    if optimise is None:
+        attack = Attack.one_pixel(dataset, position=place, **given)
+    else:
+        surrogate = _surrogate(optimise, network, dataset)
+        attack = Attack.optimised(dataset, surrogate, pixels=pixels, psnr=psnr, **given)
     poisoned = plant(dataset, attack)
+    pair = dataset.images[chosen_rows(dataset, attack)], poisoned.images[-count:]
+    change, quality = visibility.linf(*pair).max(), visibility.psnr(*pair).min()
     with atomic_folder(out) as folder:
         with counting_bar("write") as on_image:
             write_parquet(poisoned, folder / "train.parquet", on_image)
         write_attack(attack, folder / "attack.json")
-    print_result({"out": out, "images": len(poisoned), "poisoned": count, "attack": asdict(attack)})
-    pixel = attack.trigger
+    print_result({"out": out, "images": len(poisoned), "poisoned": count, "attack": out / "attack.json"})
     console.print(
-        f"{len(poisoned)} images, {count} of them poisoned: pixel {pixel.row},{pixel.column} brighter by {size}, "
-        f"labelled {target}\nwritten to {out}",
+        f"{len(poisoned)} images, {count} of them poisoned: {attack.trigger}, labelled {target}\n"
+        f"the most an image changes: ℓ∞ {change:.3f}, PSNR {quality:.1f} dB\nwritten to {out}",
         soft_wrap=True,
         markup=False,
     )
+
+
+def _surrogate(path: Path, network: str | None, dataset: Any) -> Any:
+    from undoor.classifier import Classifier
+    from undoor.weights import load_model, require_same_classes
+
+    model, names = load_model(path, network)
+    require_same_classes(names, dataset.class_names, path)
+    return Classifier(model)

@@ -4,7 +4,7 @@ import platform
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
@@ -78,13 +78,18 @@ class Cell:
 
 @dataclass
 class Known:
-    """What an experimenter knows and a defender does not: for controls and oracle settings alone."""
+    """What an experimenter has, and what he knows and a defender does not.
+
+    Defenders have the images and the network too; all else is for controls and oracle settings alone.
+    """
 
     seed: int
     poisoned: NDArray[np.bool_]
     labels: NDArray[np.int64]
     target: str | None
     retrain: Callable[[NDArray[np.bool_]], NDArray[np.int64]]
+    network: Callable[[], Classifier]
+    images: NDArray[np.uint8]
     flagged: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -262,8 +267,8 @@ class Experiment:
         target = self.setting.test.class_names.index(self.attack.target)
         rates = {}
         for size in self.setting.test_sizes:
-            other = replace(self.attack, trigger=replace(self.attack.trigger, size=size))
-            decisions = classifier.decide(triggered(self.setting.test, other).images)
+            other = self.attack.trigger.resized(size)
+            decisions = classifier.decide(triggered(self.setting.test, self.attack, other).images)
             rates[f"{size:.2f}"] = attack_success_rate(decisions, target)
         return rates
 
@@ -356,7 +361,11 @@ class Experiment:
         truth = self.training_set.truth
         assert truth is not None  # noqa: S101 - training_set always has it
         target = None if self.attack is None else self.attack.target
-        return Known(self.cell.seed, truth.poisoned, self.training_set.labels, target, self._decisions_without)
+        poisoned = self.training_set
+        return Known(
+            self.cell.seed, truth.poisoned, poisoned.labels, target, self._decisions_without,
+            lambda: Classifier(self.network), poisoned.images,
+        )  # fmt: skip
 
     def _decisions_without(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the decisions on all training images of a network that was trained on those kept."""
@@ -424,8 +433,13 @@ def _plain_settings(defense: Any) -> Mapping[str, Any]:
     if hasattr(defense, "keywords"):
         given = {"function": defense.func.__name__, **defense.keywords}
     else:
-        given = {"class": type(defense).__name__, **asdict(defense)}
+        parts = {f.name: getattr(defense, f.name) for f in fields(defense) if not f.metadata.get("data")}
+        given = {"class": type(defense).__name__, **{name: _settings(part) for name, part in parts.items()}}
     return {name: _plain(value) for name, value in given.items() if name not in ("workers", "device")}
+
+
+def _settings(part: Any) -> Any:
+    return asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from undoor.dataset import Dataset
+from undoor.defenses.post_training import ReverseEngineering
 from undoor.defenses.training_set.activation_clustering import AUTHORS_2020, ActivationClustering
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import perfect_filter, random_filter
+from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
 from undoor.defenses.training_set.spectral_signatures import (
     PERCENTILE_85_SHARE,
     SpectralSignatures,
@@ -80,6 +82,13 @@ ABLATIONS: tuple[Contender, ...] = (
 )
 """Variants of CI that METHODS leave open; tried in the cells that say so."""
 
+RE = Contender(
+    "RE",
+    lambda known: PatternCleansing(known.network, known.images, ReverseEngineering(seed=known.seed)),
+    retrain=True,
+)
+"""The training-set form of reverse engineering, which asks for minutes: tried where the other moments are too."""
+
 EXRE = Contender(
     "AC, ExRe", lambda known: ActivationClustering(rule="exre", retrain=known.retrain, seed=known.seed), retrain=False
 )
@@ -95,7 +104,8 @@ class Suite:
         cells: in the order in which they are worked on: what says most comes first.
         contenders: tried in every cell.
         ablations: tried in the cells with ablations as well.
-        examinations: defences of other moments, tried in the cells that are examined.
+        examined: tried in the cells that are examined as well.
+        examinations: defences of other moments, tried in these cells too.
         grid: names of all cells of the suite, also of those that are not worked on.
 
     """
@@ -104,6 +114,7 @@ class Suite:
     cells: tuple[Cell, ...]
     contenders: tuple[Contender, ...] = CONTENDERS
     ablations: tuple[Contender, ...] = ABLATIONS
+    examined: tuple[Contender, ...] = (RE,)
     examinations: tuple[Examination, ...] = EXAMINATIONS
     grid: tuple[str, ...] = ()
 
@@ -114,6 +125,7 @@ class Suite:
     def of(self, cell: Cell) -> tuple[Contender, ...]:
         """Return the contenders of a cell; where nothing is planted there is nothing for an oracle to know."""
         tried = self.contenders + (self.ablations if cell.ablations else ())
+        tried += self.examined if cell.examined else ()
         return tuple(one for one in tried if not (one.oracle and cell.scenario == "clean"))
 
 

@@ -4,10 +4,11 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,7 +62,7 @@ def decode_dataset(
         if asked[row] == first:  # most often all are alike, and each is opened only once
             images[row] = _pixels(image, first)
 
-    broken = _for_each(load, range(n), look, options)
+    broken = _for_each(load, range(n), look, options.on_image)
     shape = _common_shape([one for one in asked if one is not None])
     if shape != first:
         images = allocate_images((n, *shape))
@@ -70,26 +71,51 @@ def decode_dataset(
         images[row] = _pixels(image, shape)
 
     left = [row for row in range(n) if row not in broken and not asked[row] == shape == first]
-    broken = dict(sorted((broken | _for_each(load, left, decode, options)).items()))
+    broken |= _for_each(load, left, decode, options.on_image)
 
     dataset = Dataset(images, np.asarray(labels, dtype=np.int64), tuple(class_names), ids, truth)
-    if not broken:
-        return dataset
-    listed = ", ".join(f"{ids[row]} ({why})" for row, why in islice(broken.items(), 5))
-    told = f"{len(broken)} of {n} images cannot be decoded: {listed}{', …' if len(broken) > 5 else ''}"
-    if not options.skip_broken:
-        raise UndoorError(f"{told}; mend them or add --skip-broken")
-    if len(broken) == n:
-        raise UndoorError(f"{told}; no image is left")
-    warnings.warn(f"skipped: {told}", UndoorNotice, stacklevel=2)
-    return dataset.take(np.setdiff1d(np.arange(n), list(broken)))
+    return dataset.take(_whole(broken, ids, options.skip_broken)) if broken else dataset
+
+
+def decode_files(
+    paths: Sequence[Path], shape: _Shape, *, skip_broken: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
+    """Decode image files on all cores, each brought to ``shape``, (C, H, W).
+
+    Returns:
+        (N, C, H, W) images and their (N,) paths; without those that cannot be decoded where ``skip_broken``.
+
+    """
+    ids = np.asarray([str(path) for path in paths], dtype=np.str_)
+    images = allocate_images((len(ids), *shape))
+
+    def decode(row: int, image: Image.Image) -> None:
+        images[row] = _pixels(image, shape)
+
+    broken = _for_each(lambda row: paths[row].read_bytes(), range(len(ids)), decode)
+    whole = _whole(broken, ids, skip_broken)
+    return (images[whole], ids[whole]) if broken else (images, ids)
+
+
+def _whole(broken: Mapping[int, str], ids: NDArray[np.str_], skip_broken: bool) -> NDArray[np.int64]:
+    """Return the rows that are not broken, after a notice; raise if none may be broken, or none is left."""
+    n = len(ids)
+    if broken:
+        listed = ", ".join(f"{ids[row]} ({why})" for row, why in islice(sorted(broken.items()), 5))
+        told = f"{len(broken)} of {n} images cannot be decoded: {listed}{', …' if len(broken) > 5 else ''}"
+        if not skip_broken:
+            raise UndoorError(f"{told}; mend them or add --skip-broken")
+        if len(broken) == n:
+            raise UndoorError(f"{told}; no image is left")
+        warnings.warn(f"skipped: {told}", UndoorNotice, stacklevel=3)
+    return np.setdiff1d(np.arange(n), list(broken))
 
 
 def _for_each(
     load: Callable[[int], bytes],
     rows: Sequence[int],
     use: Callable[[int, Image.Image], None],
-    options: ReadOptions,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> dict[int, str]:
     """Open the images at ``rows`` and use each, on all cores; return why some are broken, by row."""
 
@@ -108,8 +134,8 @@ def _for_each(
         broken: dict[int, str] = {}
         for number, found in enumerate(blocks, start=1):
             broken |= found
-            if options.on_image is not None:
-                options.on_image(min(number * BLOCK, len(rows)), len(rows))
+            if on_image is not None:
+                on_image(min(number * BLOCK, len(rows)), len(rows))
         return broken
 
 

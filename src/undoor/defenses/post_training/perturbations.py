@@ -1,10 +1,10 @@
-"""The smallest perturbations that send the images of one class to another (arXiv 1908.10498, section III).
+"""The smallest perturbations that send the images of one class to another (arXiv 1908.10498 and 2010.07489).
 
 For an ordered pair (s, t) a pattern v is sought with f(clip(x + v)) = t for a share π of the images x of class s, and
 with the smallest norm ‖v‖₂. A trigger is such a pattern: a backdoor makes the norm small for its pairs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from undoor.errors import UndoorError
 
 Forward = Callable[[Tensor], Tensor]
 Pair = tuple[int, int]
+Images = Mapping[int, Tensor]
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -104,28 +105,34 @@ class Descent:
     def __call__(
         self,
         forward: Forward,
-        images: Sequence[Tensor],
+        images: Images,
         pairs: Sequence[Pair],
         share: float,
         batch_size: int,
         seed: int,
+        leaving: Images | None = None,
     ) -> Perturbations:
         """Return the perturbations of the ``pairs``; ``images[s]`` are the (n, C, H, W) images of class s.
 
-        All pairs take their steps together, and those that are done drop out.
+        All pairs take their steps together, and those that are done drop out. With ``leaving[t]``, images of class t,
+        some of which may be poisoned, v is also to send these away when it is subtracted, as in arXiv 2010.07489:
+        the mean of −log(1 − p_t(x − v)) over them is added to the loss.
 
         Raises:
             UndoorError: if the gradients vanish or are not finite.
 
         """
         del seed  # nothing is drawn
-        image = images[0][0]
+        image = images[pairs[0][0]][0]
         state = _State(len(pairs), image, self.pace)
         length = self.first * image.numel() ** 0.5
         rows = torch.arange(len(pairs), device=image.device)
         for step in range(self.steps):
             v = state.v[rows]
-            shares, gradients = _look(forward, images, [pairs[row] for row in rows.tolist()], v, batch_size)
+            todo = [pairs[row] for row in rows.tolist()]
+            shares, gradients = _look(forward, images, todo, v, batch_size)
+            if leaving is not None:
+                gradients = gradients + _look_back(forward, leaving, todo, v)
             norms, slopes, hit = lengths(v), lengths(gradients), shares >= share
             _refuse_flat(slopes[~hit], step)
             reached = state.note(rows, shares, norms, hit)
@@ -159,14 +166,14 @@ class RandomDirection:
     def __call__(
         self,
         forward: Forward,
-        images: Sequence[Tensor],
+        images: Images,
         pairs: Sequence[Pair],
         share: float,
         batch_size: int,
         seed: int,
     ) -> Perturbations:
         """Return the scaled patterns, one for every pair, as ``Descent`` does."""
-        image = images[0][0]
+        image = images[pairs[0][0]][0]
         state = _State(len(pairs), image, float(np.log(2)))
         largest = image.numel() ** 0.5
         drawn = np.random.default_rng(seed).standard_normal((len(pairs), *image.shape))
@@ -200,7 +207,7 @@ def _wide(values: Tensor) -> Tensor:
 
 def _look(
     forward: Forward,
-    images: Sequence[Tensor],
+    images: Images,
     pairs: Sequence[Pair],
     v: Tensor,
     batch_size: int,
@@ -223,6 +230,17 @@ def _look(
             losses = torch.split(F.cross_entropy(logits, to, reduction="none"), counts)
             gradients.append(_gradient(torch.stack([loss.mean() for loss in losses]).sum(), patterns))
     return torch.stack(shares), torch.cat(gradients) if slopes else torch.zeros_like(v)
+
+
+def _look_back(forward: Forward, leaving: Images, pairs: Sequence[Pair], v: Tensor) -> Tensor:
+    """Return, for every pair, the gradient in v of the mean of −log(1 − p_t(x − v)) over the images ``leaving[t]``."""
+    gradients = []
+    for pattern, (_, t) in zip(v.detach(), pairs, strict=True):
+        pattern.requires_grad_(True)
+        log_p = forward((leaving[t] - pattern).clamp(0, 1)).log_softmax(1)
+        others = torch.cat([log_p[:, :t], log_p[:, t + 1 :]], dim=1)
+        gradients.append(_gradient(-others.logsumexp(1).mean(), pattern))
+    return torch.stack(gradients)
 
 
 def _gradient(loss: Tensor, patterns: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ the trigger of a backdoor.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import permutations
 from typing import Protocol
@@ -14,13 +14,12 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor
 
 from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.post_training.gamma_null import Inference, Rule, infer
 from undoor.defenses.post_training.inspection import PAIR_COLUMNS, Inspection
-from undoor.defenses.post_training.perturbations import Descent, Forward, Pair, Perturbations
+from undoor.defenses.post_training.perturbations import Descent, Forward, Images, Pair, Perturbations
 from undoor.errors import UndoorError
 
 CANDIDATES = 4
@@ -33,7 +32,7 @@ class Search(Protocol):
     def __call__(
         self,
         forward: Forward,
-        images: Sequence[Tensor],
+        images: Images,
         pairs: Sequence[Pair],
         share: float,
         batch_size: int,
@@ -87,36 +86,50 @@ class ReverseEngineering:
 
         """
         begun = time.perf_counter()
-        names = dataset.class_names
-        if len(names) < 3:
+        drawn = {label: self._draw(classifier, dataset, label) for label in range(len(dataset.class_names))}
+        return self.inspect(classifier, drawn, dataset.class_names, {"images": time.perf_counter() - begun})
+
+    def inspect(
+        self,
+        classifier: Classifier,
+        images: Mapping[int, NDArray[np.uint8]],
+        class_names: Sequence[str],
+        seconds: Mapping[str, float],
+    ) -> Inspection:
+        """Inspect the network with the given images, (n, C, H, W) by label, all of which it decides as labelled.
+
+        Labels without images are left out of the inspection. ``seconds``: of earlier stages.
+        """
+        begun = time.perf_counter()
+        if len(images) < 3:
             raise UndoorError(
-                f"with {len(names)} classes there are too few pairs to tell an unusual one; give 3 or more"
+                f"with {len(images)} classes there are too few pairs to tell an unusual one; give 3 or more"
             )
-        drawn = [self._draw(classifier, dataset, label) for label in range(len(names))]
-        chosen = time.perf_counter()
-        pairs = list(permutations(range(len(names)), 2))
+        names = tuple(class_names[label] for label in images)
+        pairs = list(permutations(images, 2))
         with classifier.frozen() as forward:
-            require_logits(forward, classifier.scale(drawn[0][:1]), len(names))
-            found = self.search(
-                forward, [classifier.scale(images) for images in drawn], pairs, self.share, self.batch_size, self.seed
-            )
+            scaled = {label: classifier.scale(some) for label, some in images.items()}
+            _require_logits(forward, scaled, len(class_names))
+            found = self.search(forward, scaled, pairs, self.share, self.batch_size, self.seed)
         sought = time.perf_counter()
+        places = list(permutations(range(len(names)), 2))
         r = np.full((len(names), len(names)), np.nan)
-        r[tuple(np.transpose(pairs))] = 1 / found.norms
+        r[tuple(np.transpose(places))] = 1 / found.norms
         inferences: dict[Rule, Inference] = {rule: infer(r, rule) for rule in ("A", "B")}
+        settings = {name: value for name, value in asdict(self).items() if name not in ("seed", "batch_size")}
+        settings["search"] = {"method": type(self.search).__name__, **settings["search"]}
         return Inspection(
-            _table(pairs, found, inferences[self.rule], self.rule, self.level, names),
+            _table(places, found, inferences[self.rule], self.rule, self.level, names),
             found.patterns,
-            np.stack([images[0] for images in drawn]),
+            np.stack([some[0] for some in images.values()]),
             inferences,
             self.rule,
             self.level,
             names,
-            {name: len(images) for name, images in zip(names, drawn, strict=True)},
-            {name: value for name, value in asdict(self).items() if name not in ("seed", "batch_size")}
-            | {"search": {"method": type(self.search).__name__, **asdict(self)["search"]}},
+            {name: len(some) for name, some in zip(names, images.values(), strict=True)},
+            settings,
             self.seed,
-            {"images": chosen - begun, "perturbations": sought - chosen, "inference": time.perf_counter() - sought},
+            {**seconds, "perturbations": sought - begun, "inference": time.perf_counter() - sought},
         )
 
     def _draw(self, classifier: Classifier, dataset: Dataset, label: int) -> NDArray[np.uint8]:
@@ -137,9 +150,8 @@ class ReverseEngineering:
         return chosen
 
 
-def require_logits(forward: Forward, image: Tensor, classes: int) -> None:
-    """Raise unless the network tells ``classes`` classes apart."""
-    told = forward(image).shape[1]
+def _require_logits(forward: Forward, images: Images, classes: int) -> None:
+    told = forward(next(iter(images.values()))[:1]).shape[1]
     if told != classes:
         raise UndoorError(
             f"the model tells {told} classes apart, the data set has {classes}; "

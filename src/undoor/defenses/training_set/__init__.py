@@ -5,6 +5,7 @@ from typing import Protocol
 from undoor.defenses.training_set.activation_clustering import ActivationClustering
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import perfect_filter, random_filter
+from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
 from undoor.defenses.training_set.spectral_signatures import SpectralSignatures
 from undoor.evidence import Evidence
 from undoor.findings import Findings
@@ -12,6 +13,7 @@ from undoor.findings import Findings
 __all__ = [
     "ActivationClustering",
     "ClusterImpurity",
+    "PatternCleansing",
     "SpectralSignatures",
     "TrainingSetDefense",
     "perfect_filter",

@@ -1,0 +1,7 @@
+"""Defences that act at test time: fitted on clean images, they say which queries to refuse."""
+
+from undoor.defenses.test_time.ada import Ada
+from undoor.defenses.test_time.controls import max_softmax
+from undoor.defenses.test_time.guard import Checked, Guard, classifier_layer
+
+__all__ = ["Ada", "Checked", "Guard", "classifier_layer", "max_softmax"]

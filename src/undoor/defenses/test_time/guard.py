@@ -1,0 +1,266 @@
+"""A guard: what clean images look like inside one network, and from where on a query is refused."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from scipy.special import log_softmax
+from torch import Tensor
+
+from undoor.classifier import BATCH_SIZE, Classifier
+from undoor.defenses.test_time.null import Null
+from undoor.em import Mixtures
+from undoor.errors import UndoorError, first_line
+from undoor.files import atomic
+from undoor.findings import versions
+from undoor.layers import watched_inputs
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["density", "kl"]
+
+
+def kl_statistic(
+    log_null: NDArray[np.float64], log_posterior: NDArray[np.floating], decisions: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return KL(P‖Q) in nats, (N,): P(c) ∝ f(z|c) and Q(c) ∝ p(c|x), both over the classes c other than the decision.
+
+    All is computed in logarithms: densities in many dimensions underflow.
+
+    Args:
+        log_null: (N, K), log f(z | c).
+        log_posterior: (N, K), log p(c | x) of the network, or its logits.
+        decisions: (N,).
+
+    """
+    n, k = log_null.shape
+    others = np.arange(k) != decisions[:, None]
+    log_p, log_q = (
+        log_softmax(values[others].reshape(n, k - 1).astype(np.float64), axis=1) for values in (log_null, log_posterior)
+    )
+    divergence: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return np.maximum(divergence, 0.0)
+
+
+def density_statistic(log_null: NDArray[np.float64], decisions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return −log f(z | c*), (N,), with the decision c*: how little a query looks like the class it is given to."""
+    return -log_null[np.arange(len(decisions)), decisions]
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What a guard says of N queries.
+
+    Args:
+        decisions: (N,) int64, of the network.
+        statistic: (N,) float64, high = suspicious.
+        rejected: (N,) bool, where the statistic exceeds the threshold.
+
+    """
+
+    decisions: NDArray[np.int64]
+    statistic: NDArray[np.float64]
+    rejected: NDArray[np.bool_]
+
+    def table(self, ids: NDArray[np.str_], class_names: Sequence[str]) -> pd.DataFrame:
+        """Return one row a query: id, decision (the name of the class), statistic, rejected."""
+        names = np.asarray(class_names, dtype=object)[self.decisions]
+        columns = {"id": ids.astype(object), "decision": names, "statistic": self.statistic, "rejected": self.rejected}
+        return pd.DataFrame(columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """The fitted defence; ``guard.check(images)`` says which queries to refuse.
+
+    Args:
+        classifier: the network it was fitted for.
+        layers: names of the L layers whose inputs are watched.
+        nulls: of every layer.
+        kind: of the statistic.
+        centres: (L,), the median of every layer's statistic on held-out clean images.
+        scales: (L,), from there to the quantile above which the layer alone would refuse a query.
+        threshold: of the largest statistic of all layers.
+        class_names: K names.
+        shape: (C, H, W) of the images.
+        settings: of the method, as plain values.
+        seed: of the method.
+        seconds: by stage.
+
+    """
+
+    classifier: Classifier
+    layers: tuple[str, ...]
+    nulls: tuple[Null, ...]
+    kind: Kind
+    centres: NDArray[np.float64]
+    scales: NDArray[np.float64]
+    threshold: float
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    settings: Mapping[str, Any]
+    seed: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def statistic(self, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> NDArray[np.float64]:
+        """Return the statistic, (N,), of (N, C, H, W) uint8 images; high = suspicious."""
+        return self.check(images, batch_size).statistic
+
+    def check(self, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Checked:
+        """Return decisions, statistic and what to refuse of (N, C, H, W) uint8 images.
+
+        Raises:
+            UndoorError: the images are not of the shape that the guard was fitted on.
+
+        """
+        if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            raise UndoorError(
+                f"the queries are {images.dtype} of shape {images.shape}, the guard was fitted on uint8 of shape "
+                f"{('N', *self.shape)}; bring them to that size"
+            )
+        inputs, logits = layer_outputs(self.classifier, images, self.layers, batch_size)
+        decisions = logits.argmax(axis=1)
+        raw = raw_statistics(self.nulls, inputs, logits, self.kind)
+        statistic = ((raw - self.centres[:, None]) / self.scales[:, None]).max(axis=0)
+        return Checked(decisions, statistic, statistic > self.threshold)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what describes the guard, as plain values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "defense": "ada",
+            "statistic": self.kind,
+            "layers": list(self.layers),
+            "components": [list(null.components) for null in self.nulls],
+            "dimensions": [null.axes.shape[1] for null in self.nulls],
+            "threshold": self.threshold,
+            "class_names": list(self.class_names),
+            "shape": list(self.shape),
+            "fingerprint": self.classifier.fingerprint(),
+            "classifier_layer": self.classifier.layer,
+            "settings": dict(self.settings),
+            "seed": self.seed,
+            "versions": versions(),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+        }
+
+    def write(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write the guard to a ``.safetensors`` file, atomically; the network is not in it."""
+        refuse_guard(path, overwrite)
+        tensors = {"centres": torch.from_numpy(self.centres), "scales": torch.from_numpy(self.scales)}
+        for number, null in enumerate(self.nulls):
+            tensors |= {f"{number:03}.{name}": tensor.contiguous() for name, tensor in _tensors(null).items()}
+        described = json.dumps(self.summary(), sort_keys=True, ensure_ascii=False)
+        encoded = save(tensors, metadata={"undoor-guard": described})
+        with atomic(path) as temporary:
+            temporary.write_bytes(encoded)
+
+    @classmethod
+    def read(cls, path: Path, classifier: Classifier) -> "Guard":
+        """Read the guard of a network.
+
+        Raises:
+            UndoorError: the file holds no guard, or that of another network.
+
+        """
+        described, tensors = _parsed(path)
+        if described["fingerprint"] != classifier.fingerprint():
+            raise UndoorError(
+                f"{path} guards another network, or was fitted with another scaling of the images, device or torch; "
+                "fit a guard for this one"
+            )
+        try:
+            layers = tuple(str(name) for name in described["layers"])
+            return cls(
+                classifier, layers, tuple(_null(tensors, number) for number in range(len(layers))),
+                described["statistic"], tensors["centres"].numpy(), tensors["scales"].numpy(),
+                float(described["threshold"]), tuple(described["class_names"]), tuple(described["shape"]),
+                described["settings"], described["seed"], described["seconds"],
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise _no_guard(path, error) from error
+
+
+def refuse_guard(path: Path, overwrite: bool) -> None:
+    """Raise where a guard cannot be written to: a wrong name, or a file that is to be kept."""
+    if path.suffix != ".safetensors":
+        raise UndoorError(f"{path} should end in .safetensors; choose such a name for --out")
+    if path.exists() and not overwrite:
+        raise UndoorError(f"{path} exists already; choose another --out or add --overwrite")
+
+
+def classifier_layer(path: Path) -> str | None:
+    """Return the ``layer`` with which the classifier was built whose guard is kept in ``path``."""
+    layer = _parsed(path)[0].get("classifier_layer")
+    return None if layer is None else str(layer)
+
+
+def layer_outputs(
+    classifier: Classifier, images: NDArray[np.uint8], layers: Sequence[str], batch_size: int = BATCH_SIZE
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return what goes into every layer, L arrays (N, t), and the logits (N, K), on (N, C, H, W) uint8 images."""
+    inputs: list[list[Tensor]] = [[] for _ in layers]
+    logits: list[Tensor] = []
+    with classifier.watched() as forward, watched_inputs(classifier.model, layers) as seen:
+        for batch in classifier.batches(images, batch_size):
+            seen.clear()
+            logits.append(forward(batch)[1])
+            for name, parts in zip(layers, inputs, strict=True):
+                if name not in seen:
+                    raise UndoorError(f"layer {name!r} does not run in the forward pass; watch another")
+                parts.append(seen[name].clone())  # a view would keep all it was cut from
+    if not logits:
+        raise UndoorError("there is no image to look at; give one or more")
+    arrays = [torch.cat(parts).cpu().numpy() for parts in (logits, *inputs)]
+    for name, values in zip(("the last", *layers), arrays, strict=True):
+        if values.ndim != 2 or not np.isfinite(values).all():
+            raise UndoorError(f"what layer {name!r} takes or yields is no finite (N, t); watch another, mend the model")
+    return arrays[1:], arrays[0]
+
+
+def raw_statistics(
+    nulls: Sequence[Null], inputs: Sequence[NDArray[np.float32]], logits: NDArray[np.float32], kind: Kind
+) -> NDArray[np.float64]:
+    """Return the statistic of every layer, (L, N), each in nats."""
+    decisions = logits.argmax(axis=1)
+    logs = (null.log_densities(values) for null, values in zip(nulls, inputs, strict=True))
+    if kind == "density":
+        return np.stack([density_statistic(one, decisions) for one in logs])
+    return np.stack([kl_statistic(one, logits, decisions) for one in logs])
+
+
+def _tensors(null: Null) -> dict[str, Tensor]:
+    return {"mean": torch.from_numpy(null.mean), "axes": torch.from_numpy(null.axes), **vars(null.mixtures)}
+
+
+def _null(tensors: Mapping[str, Tensor], number: int) -> Null:
+    mean, axes, *mixtures = (
+        tensors[f"{number:03}.{name}"] for name in ("mean", "axes", "weights", "means", "whitenings")
+    )
+    return Null(mean.numpy(), axes.numpy(), Mixtures(*mixtures))
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise UndoorError(f"{path} is no file; give a guard that undoor guard fit wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})["undoor-guard"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if not isinstance(described, dict) or described.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError("it is of another version")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _no_guard(path, error) from error
+    return described, tensors
+
+
+def _no_guard(path: Path, error: Exception) -> UndoorError:
+    return UndoorError(f"{path} holds no whole guard: {first_line(error)}; fit it anew with undoor guard fit")
