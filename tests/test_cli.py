@@ -162,12 +162,15 @@ def test_scan_without_a_model_trains_one_and_keeps_it(run, data, tmp_path):
 
 @pytest.mark.parametrize("threshold", [1e-6, 50])
 def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
-    code, out, _ = run("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--decision", "plain",
-                       "--threshold", threshold)  # fmt: skip
+    command = ("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--decision", "plain",
+               "--threshold", threshold)  # fmt: skip
+    code, out, _ = run(*command)
     verdict = json.loads((tmp_path / "f" / "summary.json").read_text())["verdict"]
     assert out.startswith(verdict)
     assert code == {"poisoned": 1, "clean": 0}[verdict]
     assert verdict == ("clean" if threshold == 50 else "poisoned")
+    again, out, _ = run(*command, "--overwrite", "--json")
+    assert (again, json.loads(out)["verdict"]) == (code, verdict)
 
 
 def test_class_names_stay_text_in_the_terminal(run, data, tmp_path):

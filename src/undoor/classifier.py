@@ -22,7 +22,8 @@ class Classifier:
     """A network in evaluation mode, its device, and the layer whose input are the penultimate features.
 
     Args:
-        model: takes (N, C, H, W) float images in [0, 1] and returns (N, K) logits.
+        model: takes (N, C, H, W) float images in [0, 1] and returns (N, K) logits, or an object that holds them as
+            its attribute ``logits``, as the models of ``transformers`` do.
         layer: name of the module whose input is taken as features; by default the last ``nn.Linear`` that
             runs in the forward pass. An input with more than two dimensions is averaged over all but the
             first two.
@@ -81,9 +82,14 @@ class Classifier:
 
         Within the context the network is in evaluation mode and its layers are watched; both end with it.
         """
-        calls: list[tuple[str, Tensor, Tensor]] = []
+        calls: list[tuple[str, Any, Any]] = []
         handles = [
-            module.register_forward_hook(lambda _, inputs, output, name=name: calls.append((name, inputs[0], output)))
+            module.register_forward_hook(
+                lambda _, inputs, named, output, name=name: calls.append(
+                    (name, next(iter((*inputs, *named.values())), None), output)
+                ),
+                with_kwargs=True,
+            )
             for name, module in self._candidates.items()
         ]
         try:
@@ -104,7 +110,7 @@ class Classifier:
             for module, training in modes.items():
                 module.training = training
 
-    def _forward(self, images: Tensor, calls: list[tuple[str, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _forward(self, images: Tensor, calls: list[tuple[str, Any, Any]]) -> tuple[Tensor, Tensor]:
         calls.clear()
         logits = self._logits(images)
         if not calls:
@@ -112,6 +118,8 @@ class Classifier:
                 f"no layer of {_listed(self._candidates)} runs in the forward pass; name the layer to use"
             )
         name, features, output = calls[-1]
+        if not isinstance(features, Tensor) or features.ndim < 2:
+            raise UndoorError(f"the input of layer {name!r} is no tensor of shape (N, …); name another layer")
         if self.layer is None and output.shape != logits.shape:
             raise UndoorError(
                 f"the last linear layer that runs ({name}) does not yield the {logits.shape[1]} logits; "
@@ -126,13 +134,17 @@ class Classifier:
             if self._mean is not None and self._std is not None:
                 images = (images - self._mean) / self._std
             logits = self.model(images)
+            logits = getattr(logits, "logits", logits)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UndoorError(
                 f"the model fails on images of shape {tuple(images.shape)}: {first_line(error)}; "
                 "check --image-size and the number of channels"
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise UndoorError("the model does not return one tensor of shape (N, classes); wrap it so that it does")
+            raise UndoorError(
+                "the model does not return one tensor of shape (N, classes), nor logits that are one; "
+                "wrap it so that it does"
+            )
         return logits
 
     @contextmanager

@@ -1,15 +1,18 @@
 """What the command line shows: progress bars, tables and notices. Numbers come in, text goes out."""
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from os import fspath
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,20 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+_machine = Console(quiet=True, highlight=False)
+
+
+def use(*, quiet: bool, as_json: bool) -> None:
+    """Say what of the following is printed: tables and progress unless quiet, or results as JSON."""
+    out.quiet = quiet or as_json
+    err.quiet = quiet
+    _machine.quiet = not as_json
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Print a command's result as one JSON object if that is asked for; it holds plain values and paths."""
+    _machine.out(json.dumps(result, indent=2, ensure_ascii=False, default=fspath), highlight=False)
+
 
 QUERIES = 20
 """Of the queries that a guard has checked, so many are shown."""
@@ -33,13 +50,13 @@ QUERIES = 20
 def _bar(name: str, columns: tuple[TextColumn, ...] = ()) -> Iterator[Progress]:
     parts = (
         TextColumn("{task.description}"),
-        BarColumn(20),
+        BarColumn(12),
         *columns,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*parts, console=err, disable=not err.is_terminal, transient=True) as progress:
-        progress.add_task(name, total=None, told="")
+    with Progress(*parts, console=err, disable=not err.is_terminal or err.quiet, transient=True) as progress:
+        progress.add_task(_plain(name), total=None, told="")
         yield progress
 
 
@@ -64,10 +81,10 @@ def training_bar(name: str = "train") -> Iterator[Callable[["Step"], None]]:
 
 @contextmanager
 def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that is told how many of how many are done."""
-    with _bar(name, (TextColumn("{task.completed}/{task.total}"),)) as progress:
+    """Yield a function that is told how many of how many are done; until it is called, the bar only shows the time."""
+    with _bar(name, (TextColumn("{task.fields[told]}"),)) as progress:
         task = progress.tasks[0].id
-        yield lambda done, total: progress.update(task, total=total, completed=done)
+        yield lambda done, total: progress.update(task, total=total, completed=done, told=f"{done}/{total}")
 
 
 @contextmanager
@@ -102,7 +119,7 @@ def _board_table(board: "Board", step: "Step | None") -> Group:
     told = "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
     table = Table()
     for name in ("cell", "victim", "findings", "retrained"):
-        table.add_column(name, justify="left" if name == "cell" else "right")
+        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
     shown = list(board.cells.items())
     height = max(err.height - 8, 4)
     if len(shown) > height:  # what is done scrolls out
@@ -127,9 +144,9 @@ def _left(board: "Board") -> str:
 
 def print_board(board: "Board") -> None:
     """Print how much of a suite is done."""
-    done = sum(not cell.unfinished for cell in board.cells.values())
     out.print(
-        f"{done} of {len(board.cells)} cells done" + ("" if board.finished else "; give the command again to go on")
+        f"{board.done} of {len(board.cells)} cells done"
+        + ("" if board.finished else "; give the command again to go on")
     )
 
 
@@ -160,7 +177,7 @@ def _print_clusters(findings: "Findings") -> None:
     table.add_column("flagged")
     for row in findings.clusters.sort_values("impurity", ascending=False, kind="stable").head(5).to_dict("records"):
         table.add_row(
-            _plain(row["class_name"]),
+            _short(row["class_name"], max(out.width - 60, 12)),  # what the numbers leave of the line
             str(row["cluster"]),
             str(row["size"]),
             f"{row['changed']:.1%}",
@@ -261,6 +278,13 @@ def print_pruned(result: "Pruned") -> None:
     for name, cells in rows.items():
         table.add_row({"pruned": "after pruning", "tuned": "after fine-tuning"}.get(name, name), *cells)
     out.print(table)
+
+
+def _short(text: str, width: int) -> Text:
+    """Return ``text`` without control characters, cut to so many columns."""
+    short = Text("".join(c if c.isprintable() else "?" for c in text))
+    short.truncate(width, overflow="ellipsis")
+    return short
 
 
 def _plain(text: str) -> str:

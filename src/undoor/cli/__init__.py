@@ -15,6 +15,7 @@ from undoor.cli.bench import bench
 from undoor.cli.demo import demo
 from undoor.cli.guard import guard
 from undoor.cli.inspect import inspect
+from undoor.cli.output import with_output_options
 from undoor.cli.poison import poison
 from undoor.cli.prune import prune
 from undoor.cli.scan import clean, scan
@@ -24,6 +25,7 @@ from undoor.errors import UndoorError, UndoorNotice
 app = typer.Typer(
     name="undoor",
     help="Find and remove backdoor poisoning from the training set of an image classifier.",
+    epilog="Example: undoor scan photos --out findings",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,7 +49,7 @@ def _undoor(
 
 
 for command in (demo, poison, train, scan, clean, inspect, prune, bench):
-    app.command()(command)
+    app.command()(with_output_options(command))
 app.add_typer(guard)
 
 

@@ -28,7 +28,10 @@ def bench(
     workers: Workers = None,
     gpus: Gpus = 0.0,
 ) -> None:
-    """Measure attacks and defences on a grid of experiments; write tables and figures."""
+    """Measure attacks and defences on a grid of experiments; write tables and figures.
+
+    Example: undoor bench quick --seeds 0,1,2 --time-budget 25m --out results
+    """
     from undoor import terminal
     from undoor.engine import Engine
     from undoor.experiments.bench import Bench
@@ -46,4 +49,7 @@ def bench(
         ).run()
     write_report(store, suite, chosen.grid)
     terminal.print_board(board)
+    terminal.print_result(
+        {"finished": board.finished, "cells": len(board.cells), "cells_done": board.done, "tables": out / "README.md"}
+    )
     terminal.out.print(f"tables: {out / 'README.md'}", soft_wrap=True, markup=False)

@@ -13,7 +13,10 @@ def demo(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Plant a backdoor in embedded data, find it, remove it, retrain, and show before and after."""
+    """Plant a backdoor in embedded data, find it, remove it, retrain, and show before and after.
+
+    Example: undoor demo --out undoor-demo
+    """
     from undoor import terminal
     from undoor.experiments.demo import demo as run
 
@@ -26,4 +29,7 @@ def demo(
     )
     terminal.print_findings(result.findings)
     terminal.print_before_after(result.before, result.after)
+    terminal.print_result(
+        {**result.summary(), "verdict": result.findings.verdict, "report": out / "findings" / "report.html"}
+    )
     terminal.out.print(f"report: {out / 'findings' / 'report.html'}", soft_wrap=True)

@@ -21,6 +21,7 @@ from undoor.cli.options import (
     numbers,
     read_data,
 )
+from undoor.cli.output import with_output_options
 from undoor.errors import UndoorError
 
 guard = typer.Typer(
@@ -35,6 +36,7 @@ Model = Annotated[Path, typer.Argument(help="the network's weights", metavar="MO
 
 
 @guard.command()
+@with_output_options
 def fit(
     model: Model,
     data: Annotated[str, typer.Option(help=f"clean images, not those the network was trained on: {DATA}")],
@@ -58,7 +60,10 @@ def fit(
     image_size: ImageSize = None,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Fit a guard for MODEL on clean images."""
+    """Fit a guard for MODEL on clean images.
+
+    Example: undoor guard fit model.safetensors --data photos-test --out guard.safetensors
+    """
     from undoor import terminal
     from undoor.classifier import Classifier
     from undoor.defenses.test_time import Ada
@@ -81,11 +86,13 @@ def fit(
     require_same_classes(class_names, clean.class_names, model)
     fitted = defense.fit(classifier, clean, on_stage=terminal.print_stage)
     fitted.write(out, overwrite=overwrite)
+    terminal.print_result({**fitted.summary(), "guard": out})
     terminal.print_guard(fitted)
     terminal.out.print(f"guard: {out}", soft_wrap=True, markup=False)
 
 
 @guard.command()
+@with_output_options
 def check(
     model: Model,
     guard: Annotated[Path, typer.Option(help="of MODEL, as undoor guard fit wrote it")],
@@ -108,6 +115,8 @@ def check(
     """Check queries. Ends with 1 if one is rejected, 0 if none is.
 
     Images from standard input are brought to the size that the guard was fitted on.
+
+    Example: undoor guard check model.safetensors --guard guard.safetensors --data queries
     """
     from undoor import terminal
     from undoor.classifier import Classifier
@@ -136,6 +145,10 @@ def check(
     if out is not None:
         with atomic(out) as temporary:
             table.to_parquet(temporary, index=False)
+    rejected = int(checked.rejected.sum())
+    terminal.print_result(
+        {"rejected": rejected, "threshold": fitted.threshold, "queries": table.to_dict("records"), "out": out}
+    )
     terminal.print_checked(table, fitted.threshold)
     if checked.rejected.any() and not exit_zero:
         raise typer.Exit(1)

@@ -47,7 +47,10 @@ def inspect(
     image_size: ImageSize = None,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Tell whether MODEL has a backdoor, from clean images alone. Ends with 1 if one is detected, 0 if not."""
+    """Tell whether MODEL has a backdoor, from clean images alone. Ends with 1 if one is detected, 0 if not.
+
+    Example: undoor inspect model.safetensors --data photos-test --out inspection
+    """
     from undoor import terminal
     from undoor.classifier import Classifier
     from undoor.defenses.post_training import ReverseEngineering
@@ -69,6 +72,7 @@ def inspect(
     with terminal.working("seeking the smallest perturbation of every class pair"):
         inspection = method(classifier, dataset)
     inspection.write(out, overwrite=overwrite)
+    terminal.print_result({**inspection.summary(), "out": out})
     terminal.print_inspection(inspection)
     terminal.out.print(f"written to {out}", soft_wrap=True, markup=False)
     if inspection.verdict == "backdoored" and not exit_zero:

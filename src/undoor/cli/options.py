@@ -1,6 +1,5 @@
 """Options that several commands share, and what their texts mean."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,12 +38,12 @@ Gpus = Annotated[float, typer.Option(min=0, help="share of a GPU for a task on r
 
 
 def read_data(data: str, **options: Any) -> Any:
-    """Read DATA as ``undoor.read`` does, and say so in a terminal."""
+    """Read DATA as ``undoor.read`` does, and show how far it is."""
     from undoor.readers import read
-    from undoor.terminal import err
+    from undoor.terminal import counting_bar
 
-    with err.status(f"reading {data}") if err.is_terminal else nullcontext():
-        return read(data, **options)
+    with counting_bar("read") as on_image:
+        return read(data, on_image=on_image, **options)
 
 
 def refuse_existing(out: Path) -> None:

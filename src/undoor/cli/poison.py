@@ -50,11 +50,15 @@ def poison(
     image_size: ImageSize = None,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Write a poisoned copy of DATA (Parquet, lossless) with the truth in it, and attack.json beside it."""
+    """Write a poisoned copy of DATA (Parquet, lossless) with the truth in it, and attack.json beside it.
+
+    Example: undoor poison digits --source 7 --target 0 --count 300 --size 0.4 --out poisoned
+    """
     from undoor.attacks import Attack, chosen_rows, visibility, write_attack
     from undoor.attacks import poison as plant
     from undoor.files import atomic_folder
     from undoor.readers.parquet import write_parquet
+    from undoor.terminal import counting_bar, print_result
     from undoor.terminal import out as console
 
     place = position_of(position)
@@ -80,8 +84,10 @@ def poison(
     pair = dataset.images[chosen_rows(dataset, attack)], poisoned.images[-count:]
     change, quality = visibility.linf(*pair).max(), visibility.psnr(*pair).min()
     with atomic_folder(out) as folder:
-        write_parquet(poisoned, folder / "train.parquet")
+        with counting_bar("write") as on_image:
+            write_parquet(poisoned, folder / "train.parquet", on_image)
         write_attack(attack, folder / "attack.json")
+    print_result({"out": out, "images": len(poisoned), "poisoned": count, "attack": out / "attack.json"})
     console.print(
         f"{len(poisoned)} images, {count} of them poisoned: {attack.trigger}, labelled {target}\n"
         f"the most an image changes: ℓ∞ {change:.3f}, PSNR {quality:.1f} dB\nwritten to {out}",

@@ -64,6 +64,8 @@ def prune(
     """Repair MODEL by Fine-Pruning on clean images; write the repaired network and the pruning curve.
 
     The attack and the test data serve to measure: the defence does not see them.
+
+    Example: undoor prune model.safetensors --data photos-test --out repaired.safetensors
     """
     from undoor import terminal
     from undoor.attacks import read_attack
@@ -100,6 +102,7 @@ def prune(
     if described is None:
         described = Architecture(str(network), clean.images.shape[1:], clean.class_names, {})
     result.write(out, described, overwrite=overwrite)
+    terminal.print_result({**result.summary(), "network": out})
     terminal.print_pruned(result)
     terminal.out.print(f"network: {out}", soft_wrap=True, markup=False)
 

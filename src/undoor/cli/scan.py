@@ -1,5 +1,6 @@
 """The commands ``undoor scan`` and ``undoor clean``."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from undoor.cli.options import (
     read_data,
     refuse_existing,
 )
+from undoor.errors import UndoorError
 
 
 def scan(
@@ -70,6 +72,9 @@ def scan(
     learning_rate: LearningRate = None,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 128,
+    sarif: Annotated[
+        Path | None, typer.Option(help="also write the findings to this file, for code-scanning pages")
+    ] = None,
     overwrite: Overwrite = False,
     exit_zero: ExitZero = False,
     split: Split = "train",
@@ -84,13 +89,17 @@ def scan(
     """Scan DATA for backdoor poisoning. Ends with 1 if something is flagged, 0 if nothing is.
 
     A scan that was interrupted goes on where it was when the command is given again.
+
+    Example: undoor scan photos --out findings --sarif findings.sarif
     """
     from undoor import terminal
     from undoor.classifier import Classifier
     from undoor.defenses.training_set import ClusterImpurity
     from undoor.engine import Engine
+    from undoor.files import write_text
     from undoor.filters import parse_filter
     from undoor.findings import refuse_findings
+    from undoor.integrations import sarif_log
     from undoor.mixture import MixtureSettings
     from undoor.recipes import recipe
     from undoor.scanning import scan as run
@@ -113,6 +122,8 @@ def scan(
     }
     chosen = recipe(preset, epochs=epochs, learning_rate=learning_rate, seed=seed)
     refuse_findings(out, overwrite)
+    if sarif is not None and sarif.exists() and not overwrite:
+        raise UndoorError(f"{sarif} exists already; choose another --sarif or add --overwrite")
     given = None if model is None else load_model(model, network)
     if given is not None:
         classifier = Classifier(given[0], **options)
@@ -135,6 +146,9 @@ def scan(
                 folder=folder, engine=chosen_engine, on_batch=on_batch,
             )  # fmt: skip
         write_findings(findings, dataset, h, out, overwrite=overwrite)
+    if sarif is not None:
+        write_text(sarif, json.dumps(sarif_log(findings, data), indent=2, ensure_ascii=False) + "\n")
+    terminal.print_result({**findings.summary(), "report": out / "report.html"})
     terminal.print_findings(findings)
     terminal.out.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
     if findings.verdict == "poisoned" and not exit_zero:
@@ -147,12 +161,18 @@ def clean(
     out: Out,
     split: Split = "train",
 ) -> None:
-    """Write the part of DATA that was not flagged; DATA itself stays as it is."""
+    """Write the part of DATA that was not flagged; DATA itself stays as it is.
+
+    Example: undoor clean photos --findings findings --out photos-clean
+    """
     from undoor.findings import read_ids
     from undoor.readers.subset import write_subset
+    from undoor.terminal import counting_bar, print_result
     from undoor.terminal import out as console
 
     refuse_existing(out)
     scanned, kept = read_ids(findings)
-    write_subset(data, scanned, kept, out, split)
+    with counting_bar("write") as on_image:
+        write_subset(data, scanned, kept, out, split, on_image)
+    print_result({"out": out, "scanned": len(scanned), "kept": len(kept)})
     console.print(f"kept {len(kept)} of {len(scanned)} images\nwritten to {out}", soft_wrap=True, markup=False)

@@ -42,7 +42,10 @@ def train(
     image_size: ImageSize = None,
     skip_broken: SkipBroken = False,
 ) -> None:
-    """Train a network on DATA. An interrupted training resumes when the command is given again."""
+    """Train a network on DATA. An interrupted training resumes when the command is given again.
+
+    Example: undoor train photos --test photos-test --out model.safetensors
+    """
     from undoor import terminal
     from undoor.attacks import read_attack
     from undoor.experiments.measure import measure
@@ -59,5 +62,10 @@ def train(
     with terminal.training_bar() as on_step:
         model = fit_victim(dataset, chosen, out, network, overwrite=overwrite, on_step=on_step)
     terminal.out.print(f"network: {out}", soft_wrap=True, markup=False)
+    success = None
     if test_set is not None:
-        terminal.print_success(measure(model, test_set, planned))
+        with terminal.counting_bar("measure") as on_image:
+            success = measure(model, test_set, planned, on_image)
+    terminal.print_result({"network": out, **(success or {})})
+    if success is not None:
+        terminal.print_success(success)

@@ -61,6 +61,11 @@ class Board:
         return self.seconds_a_training * sum(cell.trainings_left for cell in self.cells.values())
 
     @property
+    def done(self) -> int:
+        """How many cells have nothing left."""
+        return sum(not cell.unfinished for cell in self.cells.values())
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left."""
         return not any(cell.unfinished for cell in self.cells.values())

@@ -1,11 +1,14 @@
 """How good a network is, and how well an attack on it works."""
 
+from collections.abc import Callable
 from typing import TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from undoor.attacks import Attack, triggered
-from undoor.classifier import Classifier
+from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.metrics import accuracy, attack_success_rate
 
@@ -17,14 +20,32 @@ class Success(TypedDict):
     attack_success_rate: float | None
 
 
-def measure(model: nn.Module | Classifier, test: Dataset, attack: Attack | None = None) -> Success:
-    """Return clean accuracy on ``test`` and, given an attack, its success on the source classes' images."""
+def measure(
+    model: nn.Module | Classifier,
+    test: Dataset,
+    attack: Attack | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Success:
+    """Return clean accuracy on ``test`` and, given an attack, its success on the source classes' images.
+
+    ``on_image`` is told how many of how many images are decided.
+    """
     classifier = model if isinstance(model, Classifier) else Classifier(model)
-    success: Success = {
-        "clean_accuracy": accuracy(classifier.decide(test.images), test.labels),
-        "attack_success_rate": None,
-    }
+    sets = [test.images] if attack is None else [test.images, triggered(test, attack).images]
+    total, done = sum(map(len, sets)), 0
+
+    def decide(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        nonlocal done
+        parts = []
+        for start in range(0, len(images), 8 * BATCH_SIZE):  # a few seconds of a large network
+            parts.append(classifier.decide(images[start : start + 8 * BATCH_SIZE]))
+            done += len(parts[-1])
+            if on_image is not None:
+                on_image(done, total)
+        return np.concatenate(parts)
+
+    decisions = [decide(images) for images in sets]
+    success: Success = {"clean_accuracy": accuracy(decisions[0], test.labels), "attack_success_rate": None}
     if attack is not None:
-        decisions = classifier.decide(triggered(test, attack).images)
-        success["attack_success_rate"] = attack_success_rate(decisions, test.class_names.index(attack.target))
+        success["attack_success_rate"] = attack_success_rate(decisions[1], test.class_names.index(attack.target))
     return success

@@ -1,5 +1,6 @@
 """Files in, data set out: one file a format."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ def read(
     label_column: str | None = None,
     image_size: int | None = None,
     skip_broken: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Read a labelled image set.
 
@@ -29,13 +31,14 @@ def read(
         image_size: resize every image to this height and width.
         skip_broken: leave out images that cannot be decoded, with a notice that lists them, instead of
             raising an error.
+        on_image: told how many of how many images are decoded.
 
     Returns:
         The data set, decoded once. Grey images keep one channel if all are grey. Images that differ in size
         are resized to the most frequent one, with a notice.
 
     """
-    options = ReadOptions(split, image_column, label_column, image_size, skip_broken)
+    options = ReadOptions(split, image_column, label_column, image_size, skip_broken, on_image)
     name = str(source)
     if name == "digits":
         from undoor.readers.digits import read_digits

@@ -1,5 +1,7 @@
 """Data sets of the Hugging Face hub, by name."""
 
+from typing import Any
+
 import pyarrow as pa
 
 from undoor.dataset import Dataset
@@ -22,8 +24,15 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
         raise UndoorError(
             f"the hub data set {name!r} cannot be loaded: {first_line(error)}; check its name, --split and the network"
         ) from error
+    return dataset_from_table(encoded_table(loaded), name, options)
+
+
+def encoded_table(loaded: Any) -> pa.Table:
+    """Return the rows of a ``datasets.Dataset`` with its images as they are encoded."""
+    import datasets
+
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):  # encoded bytes: undoor decodes, once and with its own checks
             loaded = loaded.cast_column(column, datasets.Image(decode=False))
     table: pa.Table = loaded.with_format("arrow")[:]
-    return dataset_from_table(table, name, options)
+    return table

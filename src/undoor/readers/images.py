@@ -45,7 +45,7 @@ def decode_dataset(
         labels: one a row.
         class_names: K names.
         ids: one a row.
-        options: ``image_size`` and ``skip_broken`` are obeyed.
+        options: ``image_size``, ``skip_broken`` and ``on_image`` are obeyed.
         truth: of the rows.
 
     """
@@ -62,7 +62,7 @@ def decode_dataset(
         if asked[row] == first:  # most often all are alike, and each is opened only once
             images[row] = _pixels(image, first)
 
-    broken = _for_each(load, range(n), look)
+    broken = _for_each(load, range(n), look, options.on_image)
     shape = _common_shape([one for one in asked if one is not None])
     if shape != first:
         images = allocate_images((n, *shape))
@@ -71,7 +71,7 @@ def decode_dataset(
         images[row] = _pixels(image, shape)
 
     left = [row for row in range(n) if row not in broken and not asked[row] == shape == first]
-    broken |= _for_each(load, left, decode)
+    broken |= _for_each(load, left, decode, options.on_image)
 
     dataset = Dataset(images, np.asarray(labels, dtype=np.int64), tuple(class_names), ids, truth)
     return dataset.take(_whole(broken, ids, options.skip_broken)) if broken else dataset
@@ -112,7 +112,10 @@ def _whole(broken: Mapping[int, str], ids: NDArray[np.str_], skip_broken: bool) 
 
 
 def _for_each(
-    load: Callable[[int], bytes], rows: Sequence[int], use: Callable[[int, Image.Image], None]
+    load: Callable[[int], bytes],
+    rows: Sequence[int],
+    use: Callable[[int, Image.Image], None],
+    on_image: Callable[[int, int], None] | None = None,
 ) -> dict[int, str]:
     """Open the images at ``rows`` and use each, on all cores; return why some are broken, by row."""
 
@@ -128,7 +131,12 @@ def _for_each(
 
     with _bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool:
         blocks = pool.map(block, (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)))
-        return {row: why for broken in blocks for row, why in broken.items()}
+        broken: dict[int, str] = {}
+        for number, found in enumerate(blocks, start=1):
+            broken |= found
+            if on_image is not None:
+                on_image(min(number * BLOCK, len(rows)), len(rows))
+        return broken
 
 
 @contextmanager

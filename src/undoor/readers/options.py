@@ -1,5 +1,6 @@
 """What a user may ask of every reader."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -12,3 +13,4 @@ class ReadOptions:
     label_column: str | None = None
     image_size: int | None = None
     skip_broken: bool = False
+    on_image: Callable[[int, int], None] | None = None

@@ -1,7 +1,8 @@
 """Parquet with an image and a label column: the layout of the Hugging Face hub."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,11 @@ def _labels(table: pa.Table, column: str, where: str) -> tuple[np.ndarray[Any, n
     return labels, names or [str(k) for k in range(int(labels.max(initial=0)) + 1)]
 
 
-def write_parquet(dataset: Dataset, path: Path) -> None:
-    """Write a data set as lossless PNG in the layout of the hub, with the truth columns where it is known."""
+def hub_tables(dataset: Dataset) -> Iterator[pa.Table]:
+    """Yield a data set as Arrow tables of up to 1000 rows in the layout of the hub.
+
+    Images are lossless PNG; where the truth is known, it stands in columns of its own.
+    """
     features: dict[str, Any] = {
         "img": {"_type": "Image"},
         "label": {"names": list(dataset.class_names), "_type": "ClassLabel"},
@@ -124,19 +128,31 @@ def write_parquet(dataset: Dataset, path: Path) -> None:
         fields += [pa.field("poisoned", pa.bool_()), pa.field("original_label", pa.int64())]
     described = json.dumps({"info": {"features": features}})
     schema = pa.schema(fields, metadata={"huggingface": described})
-    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for start in range(0, len(dataset), 1000):
-            rows = slice(start, start + 1000)
-            columns: dict[str, Iterable[Any]] = {
-                "img": [
-                    {"bytes": encode_png(image), "path": name}
-                    for image, name in zip(dataset.images[rows], dataset.ids[rows].tolist(), strict=True)
-                ],
-                "label": dataset.labels[rows],
+    for start in range(0, len(dataset), 1000):
+        rows = slice(start, start + 1000)
+        columns: dict[str, Iterable[Any]] = {
+            "img": [
+                {"bytes": encode_png(image), "path": name}
+                for image, name in zip(dataset.images[rows], dataset.ids[rows].tolist(), strict=True)
+            ],
+            "label": dataset.labels[rows],
+        }
+        if dataset.truth is not None:
+            columns |= {
+                "poisoned": dataset.truth.poisoned[rows],
+                "original_label": dataset.truth.original_labels[rows],
             }
-            if dataset.truth is not None:
-                columns |= {
-                    "poisoned": dataset.truth.poisoned[rows],
-                    "original_label": dataset.truth.original_labels[rows],
-                }
-            writer.write_table(pa.table(columns, schema=schema))
+        yield pa.table(columns, schema=schema)
+
+
+def write_parquet(dataset: Dataset, path: Path, on_image: Callable[[int, int], None] | None = None) -> None:
+    """Write a data set in the layout of the hub; ``on_image`` is told how many of how many images are written."""
+    tables = hub_tables(dataset)
+    first = next(tables)
+    done = 0
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
+            done += len(table)
+            if on_image is not None:
+                on_image(done, len(dataset))

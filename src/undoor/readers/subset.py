@@ -1,7 +1,7 @@
 """Write the part of an image set that is kept, in the form it came in."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,14 @@ from undoor.files import atomic_folder
 from undoor.readers import folder, parquet, read, reader_of
 
 
-def write_subset(source: str, ids: Sequence[str], kept: Sequence[str], out: Path, split: str = "train") -> None:
+def write_subset(
+    source: str,
+    ids: Sequence[str],
+    kept: Sequence[str],
+    out: Path,
+    split: str = "train",
+    on_image: Callable[[int, int], None] | None = None,
+) -> None:
     """Write the samples ``kept`` of ``source`` into the new folder ``out``; the source stays as it is.
 
     A folder becomes a folder with copies of its files, Parquet becomes ``out/SPLIT.parquet`` with the same
@@ -25,6 +32,7 @@ def write_subset(source: str, ids: Sequence[str], kept: Sequence[str], out: Path
         kept: those to keep, in the order of the source.
         out: must not exist.
         split: of the source that was scanned.
+        on_image: told how many of how many images are written.
 
     """
     path = Path(source)
@@ -32,9 +40,11 @@ def write_subset(source: str, ids: Sequence[str], kept: Sequence[str], out: Path
     if reader is folder:
         _require(ids, {name for name in ids if (path / name).is_file()}, source)
         with atomic_folder(out) as temporary:
-            for name in kept:
+            for done, name in enumerate(kept, start=1):
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path / name, temporary / name)
+                if on_image is not None:
+                    on_image(done, len(kept))
     elif reader is parquet:
         table = pa.concat_tables([pq.read_table(file) for file in parquet.shards(path, split)])
         _require(ids, {str(row) for row in range(table.num_rows)}, source)
@@ -45,7 +55,8 @@ def write_subset(source: str, ids: Sequence[str], kept: Sequence[str], out: Path
         dataset = read(source, split=split)
         _require(ids, set(dataset.ids.tolist()), source)
         with atomic_folder(out) as temporary:
-            parquet.write_parquet(dataset.take(np.isin(dataset.ids, list(kept))), temporary / f"{split}.parquet")
+            left = dataset.take(np.isin(dataset.ids, list(kept)))
+            parquet.write_parquet(left, temporary / f"{split}.parquet", on_image)
 
 
 def _require(ids: Sequence[str], present: set[str], source: str) -> None:

@@ -1,0 +1,61 @@
+"""Hugging Face ``datasets`` in and out."""
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from undoor.dataset import Dataset
+from undoor.errors import UndoorError
+from undoor.findings import Findings
+from undoor.integrations.frame import issues
+from undoor.readers.hub import encoded_table
+from undoor.readers.options import ReadOptions
+from undoor.readers.parquet import dataset_from_table, hub_tables
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def from_dataset(
+    loaded: "datasets.Dataset",
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_size: int | None = None,
+    skip_broken: bool = False,
+) -> Dataset:
+    """Return a ``datasets.Dataset`` with an image and a label column as a data set; ids are row numbers.
+
+    The names of a ``ClassLabel`` are kept. Columns ``poisoned`` and ``original_label`` are taken for the truth. The
+    options are those of ``undoor.read``.
+    """
+    import datasets
+    from datasets.table import embed_table_storage
+
+    if not isinstance(loaded, datasets.Dataset):
+        kind = type(loaded).__name__
+        raise UndoorError(f"the data set is a {kind}; give a datasets.Dataset, one split of a set that has several")
+    # Images may lie in files of this machine; nothing is fetched from elsewhere.
+    table = embed_table_storage(encoded_table(loaded), remote_files=False)
+    options = ReadOptions("", image_column, label_column, image_size, skip_broken)
+    return dataset_from_table(table, "the data set", options)
+
+
+def to_dataset(dataset: Dataset, findings: Findings | None = None) -> "datasets.Dataset":
+    """Return a data set as a ``datasets.Dataset``, its images as lossless PNG.
+
+    Its columns are ``img`` (Image), ``label`` (ClassLabel), ``id``, where the truth is known ``poisoned`` and
+    ``original_label``, and with findings ``is_backdoor_issue`` and ``backdoor_score`` as ``issues`` explains them, so
+    that ``.filter(lambda row: not row["is_backdoor_issue"])`` is the clean set.
+    """
+    import datasets
+
+    if findings is not None and findings.samples["id"].tolist() != dataset.ids.tolist():
+        raise UndoorError("the findings are of other samples than the data set; give the findings of this very data")
+    made = datasets.Dataset(pa.concat_tables(hub_tables(dataset)))
+    made = made.add_column("id", dataset.ids.tolist())
+    if findings is not None:
+        frame = issues(findings)
+        for name in ("is_backdoor_issue", "backdoor_score"):
+            made = made.add_column(name, frame[name].tolist())
+    return made
