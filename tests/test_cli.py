@@ -84,7 +84,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert "scan" in ran.stdout
 
 
-@pytest.mark.parametrize("command", ["", "demo", "poison", "train", "scan", "clean"])
+@pytest.mark.parametrize("command", ["", "demo", "poison", "train", "scan", "clean", "report"])
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(*filter(None, [command]), "--help")
     assert code == 0

@@ -14,6 +14,7 @@ from undoor._version import __version__
 from undoor.cli.bench import bench
 from undoor.cli.demo import demo
 from undoor.cli.poison import poison
+from undoor.cli.report import report
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
 from undoor.errors import UndoorError, UndoorNotice
@@ -43,7 +44,7 @@ def _undoor(
     pass
 
 
-for command in (demo, poison, train, scan, clean, bench):
+for command in (demo, poison, train, scan, clean, report, bench):
     app.command()(command)
 
 
