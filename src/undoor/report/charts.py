@@ -89,6 +89,7 @@ def _line(curve: pd.DataFrame) -> dict[str, Any]:
 def destinations(counts: Sequence[int], class_names: Sequence[str], most: int = 8) -> list[dict[str, Any]]:
     """Return where changed decisions went, the most frequent class first, with bars in per cent of all of them."""
     order = sorted((k for k, count in enumerate(counts) if count), key=lambda k: -counts[k])
+    most += len(order) == most + 1  # one class alone has a name
     bars: list[dict[str, Any]] = [{"name": class_names[k], "count": int(counts[k])} for k in order[:most]]
     rest = sum(int(counts[k]) for k in order[most:])
     if rest:

@@ -218,25 +218,27 @@ if (samples.x) {
     const {left, top} = canvas.getBoundingClientRect();
     return [event.clientX - left, event.clientY - top];
   };
+  const drag = (x, y) => {
+    if (corner && Math.hypot(x - corner[0], y - corner[1]) > 4)
+      box = [Math.min(x, corner[0]), Math.min(y, corner[1]), Math.abs(x - corner[0]), Math.abs(y - corner[1])];
+    return box;
+  };
   canvas.addEventListener('pointerdown', event => { if (event.button === 0 && event.pointerType !== 'touch') corner = point(event); });
   canvas.addEventListener('pointermove', event => {
     const [x, y] = point(event);
-    if (corner && Math.hypot(x - corner[0], y - corner[1]) > 4) {
-      box = [Math.min(x, corner[0]), Math.min(y, corner[1]), Math.abs(x - corner[0]), Math.abs(y - corner[1])];
-      return look(-1);
-    }
+    if (drag(x, y)) return look(-1);
     const [i, distance] = nearest(x, y), next = distance < NEAR ? i : -1;
     if (next !== at) look(next);
   });
-  window.addEventListener('pointerup', () => {
-    if (box) {
+  window.addEventListener('pointerup', event => {
+    if (drag(...point(event))) {
       const [x, y, width, height] = box;
       box = null;
       select(shown.filter(i => {
         const [px, py] = places.get(i);
         return px >= x && px <= x + width && py >= y && py <= y + height;
       }), true);
-      swallow = true;
+      swallow = event.target === canvas;
     }
     corner = null;
   });
@@ -266,8 +268,9 @@ if (samples.x) {
   open(samples.label[Math.max(0, samples.flagged.indexOf(1))]);
   watchers.push(paint);
   window.addEventListener('resize', paint);
-  window.addEventListener('beforeprint', paint);
-  window.addEventListener('afterprint', paint);
+  // On paper the page is bright; so that the map is, too, it is painted with those colours before.
+  for (const [event, printing] of [['beforeprint', true], ['afterprint', false]])
+    window.addEventListener(event, () => { document.documentElement.toggleAttribute('data-print', printing); paint(); });
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => open(+list.value));
   // A mark on the axis of impurity, and a cluster picked in the table, open the map of their class.
   for (const dot of all('.dot'))
