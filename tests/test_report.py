@@ -18,7 +18,8 @@ from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, 
 from undoor.errors import UndoorError
 from undoor.filters import Average, Median
 from undoor.findings import read_findings
-from undoor.report import SHEET, charts, pictures, render_report
+from undoor.readers.images import encode_png
+from undoor.report import SHEET, charts, pictures, render_report, render_result
 from undoor.report.page import packed
 from undoor.scanning import rewrite_report, write_findings
 from undoor.viewing import class_map, viewed
@@ -273,3 +274,33 @@ def test_sheet_shows_twin_and_difference():
     change = twin - torch.from_numpy(dataset.images[3:4]).float() / 255
     expected = ((pictures.AMPLIFIED * change + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()[0]
     assert first["change"] == pictures._png(expected)
+
+
+def other_result():
+    """Return a page as an inspection's would be, with a hostile name."""
+    hostile = "<script>alert(1)</script>"
+    pairs = pd.DataFrame({"source": ["a", hostile, "c"], "target": "b", "norm": [2.5, 0.25, 1e-5]})
+    pairs = pairs.assign(steps=[3, 1200, 5], detected=[False, True, False])
+    summary = {
+        "method": "reverse_engineering", "verdict": "backdoored", "p": 0.001, "sources": [hostile], "images": {"a": 5},
+        "settings": {"level": 0.05, "layer": None}, "seed": 3, "seconds": {"search": 1.5}, "versions": {"undoor": "0"},
+    }  # fmt: skip
+    png = encode_png(np.full((3, 20, 60), 128, np.uint8))
+    return render_result("backdoored", f"{hostile} → b is too close.", summary, alarming=True,
+                         tables={"Class pairs": pairs}, pictures=[(f"{hostile} → b", png)])  # fmt: skip
+
+
+def test_other_results_share_the_templates():
+    html = other_result()
+    page = Collector(html)
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    assert "<script>alert(1)</script> → b is too close." in page.text
+    assert "reverse engineering" in page.text
+    assert [attrs["data-value"] for tag, attrs in page.tags if tag == "td" and "data-value" in attrs][:2] == [
+        "2.5",
+        "3",
+    ]
+    assert "1.00e-05" in page.text
+    assert data_of(html) is None
+    many = pd.DataFrame({"k": range(1005)})
+    assert "5 further rows" in Collector(render_result("done", "", {}, alarming=False, tables={"t": many})).text

@@ -13,6 +13,7 @@ from PIL import Image
 
 import undoor
 from conftest import QUICKLY, make_dataset, plant
+from test_report import other_result
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.filters import Average
 from undoor.report import render_report
@@ -354,3 +355,19 @@ def test_names_for_those_who_do_not_see(fresh):
     levels = fresh.run("return [...document.querySelectorAll('h1, h2, h3')].map(e => +e.tagName[1])")
     assert levels[0] == 1
     assert max(np.diff(levels)) <= 1
+
+
+@pytest.mark.parametrize(("mode", "width"), [("light", 1200), ("dark", 400)])
+def test_other_results_work_as_well(fresh, mode, width):
+    path = fresh.folder / "other.html"
+    path.write_text(other_result(), encoding="utf-8")
+    fresh.browser.get_log("browser")
+    fresh.browser.get(path.as_uri())
+    wait(lambda: fresh.run("return document.documentElement.dataset.ready"))
+    show(fresh, mode, width)
+    assert fresh.browser.get_log("browser") == []
+    click(fresh, "table.sortable th:nth-child(3) button")
+    norms = fresh.run("return [...document.querySelectorAll('tbody tr')].map(r => +r.cells[2].dataset.value)")
+    assert norms == sorted(norms, reverse=True)
+    assert fresh.run(LAYOUT) == []
+    assert min(entry[0] for entry in fresh.run(CONTRASTS)["texts"]) >= 4.5

@@ -1,5 +1,6 @@
 """Results as one HTML file that opens offline."""
 
 from undoor.report.findings import SHEET, render_report
+from undoor.report.result import render_result
 
-__all__ = ["SHEET", "render_report"]
+__all__ = ["SHEET", "render_report", "render_result"]

@@ -51,7 +51,10 @@ if ($('#filter')) {
 // What the page knows of the images: deflated JSON, one list a column.
 const bytes = Uint8Array.from(atob($('#data').textContent), character => character.charCodeAt(0));
 const data = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).json();
-if (!data?.samples) return;
+if (!data) {  // a result without images
+  document.documentElement.dataset.ready = 'yes';
+  return;
+}
 const {classes, samples, thumbs} = data, n = samples.id.length;
 const chosen = new Set(), members = new Map();
 const key = (label, cluster) => `${label} ${cluster}`;
