@@ -250,7 +250,15 @@ def test_a_scan_that_is_killed_goes_on(monkeypatch, tmp_path, capsys):
         assert (out / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
 
 
-FINDINGS = ["clusters.parquet", "drop.txt", "keep.txt", "report.html", "samples.parquet", "summary.json"]
+FINDINGS = [
+    "clusters.parquet",
+    "curves.parquet",
+    "drop.txt",
+    "keep.txt",
+    "report.html",
+    "samples.parquet",
+    "summary.json",
+]
 
 
 class Slow(Linear):

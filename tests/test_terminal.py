@@ -83,6 +83,7 @@ def arguments(data, findings, guard, tmp_path, monkeypatch):  # noqa: F811
         ),
         "scan": ((images, *model, "--out", tmp_path / "scan", "--exit-zero"), {"verdict", "flagged", "report"}),
         "clean": ((images, "--findings", findings, "--out", tmp_path / "kept"), {"kept", "scanned"}),
+        "report": ((findings, "--data", images), {"report"}),
         "inspect": (
             (data / "victim.safetensors", "--data", images, "--images", 2, "--exit-zero", "--out", tmp_path / "i"),
             {"verdict", "target", "out"},
