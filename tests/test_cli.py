@@ -84,7 +84,10 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert "scan" in ran.stdout
 
 
-@pytest.mark.parametrize("command", ["", "demo", "poison", "train", "scan", "clean", "prune"])
+COMMANDS = ["demo", "poison", "train", "scan", "clean", "report", "inspect", "prune", "bench"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(*filter(None, [command]), "--help")
     assert code == 0

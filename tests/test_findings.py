@@ -12,7 +12,7 @@ from undoor.errors import UndoorError
 from undoor.findings import read_ids, refuse_findings
 from undoor.metrics import accuracy, attack_success_rate, detection
 
-FILES = {"samples.parquet", "clusters.parquet", "summary.json", "keep.txt", "drop.txt", "report.html"}
+FILES = {"samples.parquet", "clusters.parquet", "curves.parquet", "summary.json", "keep.txt", "drop.txt", "report.html"}
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_summary_of_the_contract(findings, planted):
     summary = json.loads(json.dumps(findings.timed({"evidence": 1.0}).summary(), allow_nan=False))
     assert set(summary) == {
         "schema_version", "defense", "verdict", "classes_flagged", "samples", "flagged", "threshold", "settings",
-        "seed", "versions", "seconds", "truth",
+        "seed", "versions", "seconds", "truth", "image_filter", "class_names",
     }  # fmt: skip
     assert summary["verdict"] == "poisoned"
     assert summary["classes_flagged"] == ["class1"]

@@ -1,67 +1,306 @@
+"""The report as text; how it works in a browser is tested in test_report_browser.py."""
+
+import base64
+import json
 import re
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
+import pytest
+import torch
 
 import undoor
 from conftest import QUICKLY, make_dataset, plant
-from undoor.defenses.training_set import ClusterImpurity
-from undoor.filters import Average
-from undoor.report import SHEET, render_report
+from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
+from undoor.errors import UndoorError
+from undoor.filters import Average, Median
+from undoor.findings import read_findings
+from undoor.readers.images import encode_png
+from undoor.report import SHEET, charts, pictures, render_report, render_result
+from undoor.report.page import packed
+from undoor.scanning import rewrite_report, write_findings
+from undoor.viewing import class_map, viewed
+
+NAMES = ("class0", "class1", "class2", "class3")
 
 
 class Collector(HTMLParser):
-    def __init__(self):
+    def __init__(self, html):
         super().__init__()
-        self.tags, self.text = [], []
+        self.tags, self.texts, self.inside, self.shown = [], {}, None, []
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self.inside = tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        self.texts.setdefault(self.inside, []).append(data)
+        if self.inside not in ("script", "style"):
+            self.shown.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.shown))
 
 
-def parsed(planted, names=("class0", "class1", "class2", "class3")):
-    n = len(planted.evidence.labels)
-    images = np.resize(make_dataset(channels=3).images, (n, 3, 12, 12))
-    dataset = undoor.Dataset(images, planted.evidence.labels, names, planted.evidence.ids)
+def found(planted, names=NAMES, defense=None, size=12):
+    """Return findings with all that a report shows, and the data set."""
     evidence = replace(planted.evidence, class_names=names)
-    findings = ClusterImpurity(**QUICKLY)(evidence).against(planted.poisoned)
-    collector = Collector()
+    n = len(evidence.labels)
+    images = np.resize(make_dataset(channels=3, size=size).images, (n, 3, size, size))
+    findings = (defense or ClusterImpurity(**QUICKLY))(evidence).against(planted.poisoned)
+    return viewed(findings, evidence, "planted"), undoor.Dataset(images, evidence.labels, names, evidence.ids)
+
+
+def data_of(html):
+    return json.loads(zlib.decompress(base64.b64decode(re.search(r'id="data">([^<]*)<', html)[1])))
+
+
+def test_verdict_margin_clusters_and_cards(planted):
+    findings, dataset = found(planted)
     html = render_report(findings, dataset, Average())
-    collector.feed(html)
-    return html, collector, findings
-
-
-def test_verdict_clusters_and_twins(planted):
-    _, page, findings = parsed(planted)
-    text = re.sub(r"\s+", " ", "".join(page.text))
-    assert "Verdict: poisoned" in text
+    page = Collector(html)
+    text = page.text
+    assert "poisoned" in page.texts["span"]
     assert f"{findings.flagged.sum()} of {len(findings.samples)} images are flagged" in text
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 2 * SHEET
-    assert sum(tag == "tr" for tag, _ in page.tags) >= 1 + len(findings.clusters)
+    flagged = findings.clusters[findings.clusters["flagged"]]
+    assert f"{flagged['impurity'].min() / findings.threshold:.1f} times the threshold" in text
+    assert len([1 for tag, attrs in page.tags if tag == "button" and "data-sample" in attrs]) == SHEET
+    assert len([1 for tag, attrs in page.tags if tag == "svg" and attrs.get("class") == "dot"]) == len(
+        findings.clusters
+    )
+    assert "decided class1 → class0" in text
     assert "tpr" in text
 
 
 def test_clean_verdict():
-    _, page, _ = parsed(plant(poison=0))
-    assert "Verdict: clean" in re.sub(r"\s+", " ", "".join(page.text))
-    assert not [tag for tag, _ in page.tags if tag == "img"]
+    findings, dataset = found(plant(poison=0))
+    page = Collector(render_report(findings, dataset, Average()))
+    assert "clean" in page.texts["span"]
+    assert "nothing, not that nothing is there" in page.text
+    assert not [1 for tag, attrs in page.tags if "data-sample" in attrs]
+
+
+@pytest.mark.parametrize("defense", [SpectralSignatures(), ActivationClustering()])
+def test_other_defences_have_a_report(planted, defense):
+    findings, dataset = found(planted, defense=defense)
+    page = Collector(render_report(findings, dataset, Average()))
+    assert f"{findings.flagged.sum()} of {len(findings.samples)} images are flagged" in page.text
+    assert ("All classes" in page.text) == findings.clusters.empty
+
+
+def test_findings_without_a_view_have_a_report(planted):
+    _, dataset = found(planted)
+    html = render_report(ClusterImpurity(**QUICKLY)(planted.evidence), dataset, Average())
+    assert 'id="canvas"' not in html
+    assert "filtered" not in data_of(html)["samples"]
 
 
 def test_nothing_leaves_the_file(planted):
-    html, page, _ = parsed(planted)
+    html = render_report(*found(planted), Average())
+    page = Collector(html)
     addresses = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href")]
     assert addresses
-    assert all(value.startswith("data:image/png;base64,") for value in addresses)
-    assert "http" not in re.sub(r"http-equiv", "", html)
+    assert all(value.startswith(("data:image/png;base64,", "data:image/webp;base64,", "#")) for value in addresses)
+    assert "http:" not in html
+    assert "https:" not in html
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    assert not [1 for _, attrs in page.tags if "style" in attrs or any(key.startswith("on") for key in attrs)]
 
 
 def test_names_stay_text(planted):
     hostile = "<script>alert(1)</script>"
-    html, page, _ = parsed(planted, ("a", hostile, 'c"d', "é&"))
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert hostile in "".join(page.text)
+    findings, dataset = found(planted, ("a", hostile, 'c"d', "é&</script>"))
+    html = render_report(findings, dataset, Average())
+    page = Collector(html)
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    assert hostile in page.text
     assert hostile not in html
+    assert data_of(html)["classes"] == list(findings.class_names)
+
+
+def test_the_script_gets_every_sample(planted):
+    findings, dataset = found(planted)
+    samples = data_of(render_report(findings, dataset, Average()))["samples"]
+    for name in ("id", "label", "predicted", "filtered", "cluster"):
+        assert samples[name] == findings.samples[name].tolist()
+    assert samples["flagged"] == findings.flagged.astype(int).tolist()
+    assert sorted(samples["thumb"]) == list(range(len(dataset)))
+
+
+def test_a_large_set_is_shown_in_part_with_all_that_is_flagged(planted, monkeypatch):
+    monkeypatch.setattr("undoor.report.findings.POINTS", 200)
+    findings, dataset = found(planted)
+    html = render_report(findings, dataset, Average())
+    samples = data_of(html)["samples"]
+    assert len(samples["id"]) == 200
+    assert sum(samples["flagged"]) == findings.flagged.sum()
+    assert "200 of 660 images are here" in Collector(html).text
+
+
+def test_small_pictures_stay_within_their_bytes():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 3, 40, 60), dtype=np.uint8)
+    dataset = undoor.Dataset(noise, np.zeros(300, np.int64), ("a",), np.arange(300).astype(str))
+    every = pictures.smalls(dataset, np.arange(300))
+    assert every.size == (21, 32)
+    assert every.rows.tolist() == list(range(300))
+    few = pictures.smalls(dataset, np.arange(300), budget=30_000)
+    assert 10 < len(few.rows) < 300
+    assert len(few.uri) < 30_000 * 4 / 3 + 100
+
+
+def test_a_single_changed_pixel_of_a_large_image_stays_visible():
+    images = np.full((4, 3, 400, 400), 100, dtype=np.uint8)
+    images[2:, :, 123, 321] = 255
+    dataset = undoor.Dataset(images, np.zeros(4, np.int64), ("a",), np.arange(4).astype(str))
+    shrunk = pictures._extremes(pictures._changed(dataset, np.arange(4), Average())[1])
+    assert shrunk.shape == (4, 3, 96, 96)
+    assert shrunk[:2].abs().max() == 0
+    assert shrunk[2].abs().max() > 0.4
+    trace = pictures.trace(dataset, np.array([2, 3]), np.array([0, 1]), Average())
+    assert trace["own"] != trace["other"]
+
+
+def test_axis_and_bars(planted):
+    findings, _ = found(planted)
+    axis = charts.impurity_axis(findings)
+    marks = [mark for row in axis["rows"] for mark in row["marks"]]
+    assert all((mark["x"] > axis["threshold"]) == mark["flagged"] for mark in marks)
+    assert sorted(marks, key=lambda m: m["x"]) == sorted(marks, key=lambda m: m["impurity"])
+    bars = charts.destinations([0, 5, 3, *[1] * 20], [f"c{k}" for k in range(23)], most=3)
+    assert [(bar["name"], bar["count"]) for bar in bars] == [("c1", 5), ("c2", 3), ("c3", 1), ("19 others", 19)]
+    assert sum(bar["share"] for bar in bars) == pytest.approx(1)
+    assert [bar["name"] for bar in charts.destinations([4, 3, 2, 1], "abcd", most=3)] == list("abcd")
+
+
+def test_curves_have_their_lowest_at_the_number_of_clusters(planted):
+    findings, _ = found(planted)
+    sizes = findings.clusters.groupby("class").size()
+    for chart in charts.bic_curves(findings)["charts"]:
+        assert chart["best"]["k"] == sizes[NAMES.index(chart["name"])]
+        assert chart["best"]["y"] == max(point["y"] for point in chart["points"])
+
+
+def test_map_parts_clusters_and_takes_anything():
+    generator = np.random.default_rng(0)
+    assignments = np.repeat([0, 1, 2], 100)
+    centres = np.zeros((3, 20))
+    centres[1, 7] = centres[2, 11] = 8
+    wide = np.ones(20)
+    wide[0] = 30  # the widest direction holds no cluster
+    features = (centres[assignments] + wide * generator.normal(size=(300, 20))).astype(np.float32)
+    places = class_map(features, assignments)
+    means = np.stack([places[assignments == k].mean(axis=0) for k in range(3)])
+    nearest = np.argmin(((places[:, None] - means) ** 2).sum(axis=2), axis=1)
+    assert (nearest == assignments).mean() > 0.99
+    order = generator.permutation(300)
+    assert np.allclose(class_map(features[order], assignments[order]), places[order], atol=1e-3)
+    one = class_map(features, np.zeros(300, dtype=int))
+    assert abs(np.corrcoef(one[:, 0], features[:, 0])[0, 1]) > 0.99
+    for odd in (np.ones((5, 3)), np.ones((1, 4)), np.arange(6).reshape(6, 1)):
+        assert np.isfinite(class_map(odd.astype(np.float32), np.zeros(len(odd), dtype=int))).all()
+
+
+def test_view_changes_nothing_else(planted):
+    findings = ClusterImpurity(**QUICKLY)(planted.evidence)
+    seen = viewed(findings, planted.evidence, "planted")
+    pd.testing.assert_frame_equal(seen.samples[findings.samples.columns], findings.samples)
+    assert seen.samples["filtered"].tolist() == planted.evidence.filtered["planted"].decisions.tolist()
+    assert seen.image_filter == "planted"
+
+
+def test_report_is_written_again_from_a_folder(planted, tmp_path):
+    findings, dataset = found(planted)
+    for image_filter in (Average(3, "zero"), Median()):
+        findings = replace(findings, image_filter=str(image_filter))
+        write_findings(findings, dataset, image_filter, tmp_path, overwrite=True)
+        first = (tmp_path / "report.html").read_text()
+        (tmp_path / "report.html").unlink()
+        assert rewrite_report(tmp_path, dataset).read_text() == first
+    again = read_findings(tmp_path)
+    pd.testing.assert_frame_equal(again.curves, findings.curves)
+    assert again.summary() == json.loads(json.dumps(findings.summary()))
+    with pytest.raises(UndoorError, match="are of other images than the data"):
+        rewrite_report(tmp_path, dataset.take(np.arange(10)))
+    write_findings(replace(findings, image_filter="planted"), dataset, Median(), tmp_path, overwrite=True)
+    with pytest.raises(UndoorError, match="no filter of undoor is called 'planted'"):
+        rewrite_report(tmp_path, dataset)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(UndoorError, match=r"cannot be read: .*; scan again"):
+        read_findings(tmp_path)
+
+
+def test_packed_data_cannot_end_its_element():
+    assert "<" not in packed({"a": "</script>"})
+
+
+def test_large_sets_stay_below_six_megabytes():
+    """50 000 images of noise, which compress worst, with long ids and the largest sheets."""
+    n, classes = 50_000, 10
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, classes, n)
+    images = np.broadcast_to(generator.integers(0, 256, (1, 3, 32, 32), dtype=np.uint8), (n, 3, 32, 32))
+    ids = np.array([f"train/class{label}/picture-{row:06d}.jpeg" for row, label in enumerate(labels)])
+    samples = pd.DataFrame({"id": ids, "label": labels, "predicted": labels, "cluster": generator.integers(0, 3, n)})
+    samples["flagged"] = (samples["cluster"] == 1) & (labels < 5)
+    samples["score"] = 1.0 * samples["flagged"]
+    samples = samples.assign(filtered=generator.integers(0, classes, n), x=generator.normal(size=n), y=labels / 2)
+    names = tuple(f"class{k}" for k in range(classes))
+    sizes = samples.groupby(["label", "cluster"]).size()
+    clusters = pd.DataFrame(
+        [
+            {"class": k, "class_name": names[k], "cluster": c, "look": 1, "size": size, "examined": size,
+             "changed": 0.5, "impurity": float(c == 1 and k < 5), "destinations": [7] * classes,
+             "flagged": c == 1 and k < 5}
+            for (k, c), size in sizes.items()
+        ]
+    )  # fmt: skip
+    findings = undoor.Findings("cluster_impurity", samples, clusters, names, 0.5, {"decision": "plain"}, 0)
+    html = render_report(findings, undoor.Dataset(images, labels, names, ids), Average())
+    assert len(html.encode()) < 6_000_000
+
+
+def test_sheet_shows_twin_and_difference():
+    dataset = make_dataset(channels=1)
+    (first,) = pictures.sheet(dataset, np.array([3]), Average())
+    assert first["id"] == "3"
+    twin = Average()(torch.from_numpy(dataset.images[3:4]).float() / 255)
+    change = twin - torch.from_numpy(dataset.images[3:4]).float() / 255
+    expected = ((pictures.AMPLIFIED * change + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()[0]
+    assert first["change"] == pictures._png(expected)
+
+
+def other_result():
+    """Return a page as an inspection's would be, with a hostile name."""
+    hostile = "<script>alert(1)</script>"
+    pairs = pd.DataFrame({"source": ["a", hostile, "c"], "target": "b", "norm": [2.5, 0.25, 1e-5]})
+    pairs = pairs.assign(steps=[3, 1200, 5], detected=[False, True, False])
+    summary = {
+        "method": "reverse_engineering", "verdict": "backdoored", "p": 0.001, "sources": [hostile], "images": {"a": 5},
+        "settings": {"level": 0.05, "layer": None}, "seed": 3, "seconds": {"search": 1.5}, "versions": {"undoor": "0"},
+    }  # fmt: skip
+    png = encode_png(np.full((3, 20, 60), 128, np.uint8))
+    return render_result("backdoored", f"{hostile} → b is too close.", summary, alarming=True,
+                         tables={"Class pairs": pairs}, pictures=[(f"{hostile} → b", png)])  # fmt: skip
+
+
+def test_other_results_share_the_templates():
+    html = other_result()
+    page = Collector(html)
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    assert "<script>alert(1)</script> → b is too close." in page.text
+    assert "reverse engineering" in page.text
+    assert [attrs["data-value"] for tag, attrs in page.tags if tag == "td" and "data-value" in attrs][:2] == [
+        "2.5",
+        "3",
+    ]
+    assert "1.00e-05" in page.text
+    assert data_of(html) is None
+    many = pd.DataFrame({"k": range(1005)})
+    assert "5 further rows" in Collector(render_result("done", "", {}, alarming=False, tables={"t": many})).text

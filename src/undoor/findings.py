@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, first_line
 from undoor.files import staged
 from undoor.metrics import DetectionCounts, detection
 
@@ -20,14 +20,23 @@ SCHEMA_VERSION = 1
 
 SAMPLE_COLUMNS = ("id", "label", "predicted", "cluster", "score", "flagged")
 CLUSTER_COLUMNS = (
-    "class", "class_name", "cluster", "size", "examined", "changed", "impurity", "destinations", "flagged",
+    "class", "class_name", "cluster", "look", "size", "examined", "changed", "impurity", "destinations", "flagged",
 )  # fmt: skip
+CURVE_COLUMNS = ("class", "look", "dimensions", "components", "criterion")
+VIEW_COLUMNS = ("filtered", "x", "y")
 
 
 def no_clusters() -> pd.DataFrame:
     """Return the table of clusters of a method that has none."""
-    types = {"class": int, "cluster": int, "size": int, "examined": int, "changed": float, "impurity": float}
-    return pd.DataFrame(columns=list(CLUSTER_COLUMNS)).astype({**types, "flagged": bool})
+    whole = dict.fromkeys(("class", "cluster", "look", "size", "examined"), int)
+    types = {**whole, "changed": float, "impurity": float, "flagged": bool}
+    return pd.DataFrame(columns=list(CLUSTER_COLUMNS)).astype(types)
+
+
+def curve_table(rows: Sequence[tuple[int, int, int, int, float]] = ()) -> pd.DataFrame:
+    """Return the table of criteria with these rows; a method without mixtures has none."""
+    table = pd.DataFrame(list(rows), columns=list(CURVE_COLUMNS))
+    return table.astype({**dict.fromkeys(CURVE_COLUMNS, int), "criterion": float})
 
 
 def versions() -> dict[str, str]:
@@ -43,8 +52,11 @@ class Findings:
     Args:
         defense: the name of the method.
         samples: one row a sample in the order of the data set; columns ``SAMPLE_COLUMNS``: id, label (int),
-            predicted (int), cluster (int, within the class), score (float, high = suspicious), flagged.
-        clusters: one row a cluster; columns ``CLUSTER_COLUMNS``: class (int), class_name, cluster, size,
+            predicted (int), cluster (int, within the class), score (float, high = suspicious), flagged; and where a
+            report is to show it ``VIEW_COLUMNS``: filtered (int, the decision on the filtered image), x and y (float,
+            the place on a map of its class).
+        clusters: one row a cluster; columns ``CLUSTER_COLUMNS``: class (int), class_name, cluster, look (which look
+            at the class found it, counted from 1), size,
             examined (images whose decision was looked at again: those whose decision is their label), changed
             (share of those whose decision the filter, or a retrained network, changes in a way that counts),
             impurity (the value that is compared with the threshold, whatever the method takes), destinations (for
@@ -55,6 +67,10 @@ class Findings:
         seed: of the method.
         seconds: by stage.
         truth: counts against the truth; None where it is unknown. Filled in after the defence has finished.
+        curves: one row a number of components that was tried; columns ``CURVE_COLUMNS``: class (int), look,
+            dimensions (of the features in that look), components, criterion (in nats, the lowest wins).
+        image_filter: the name of the filter whose decisions are in the column filtered; empty where there is none.
+        versions: of everything that can have changed the result.
 
     """
 
@@ -67,6 +83,9 @@ class Findings:
     seed: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     truth: DetectionCounts | None = None
+    curves: pd.DataFrame = field(default_factory=curve_table)
+    image_filter: str = ""
+    versions: Mapping[str, str] = field(default_factory=versions)
 
     @property
     def flagged(self) -> NDArray[np.bool_]:
@@ -105,9 +124,11 @@ class Findings:
             "threshold": self.threshold,
             "settings": dict(self.settings),
             "seed": self.seed,
-            "versions": versions(),
+            "versions": dict(self.versions),
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "truth": self.truth,
+            "image_filter": self.image_filter,
+            "class_names": list(self.class_names),
         }
 
     def write(self, folder: Path, report: str, *, overwrite: bool = False) -> None:
@@ -126,6 +147,7 @@ class Findings:
         with staged(folder, last="summary.json") as temporary:
             self.samples.to_parquet(temporary / "samples.parquet", index=False)
             self.clusters.to_parquet(temporary / "clusters.parquet", index=False)
+            self.curves.to_parquet(temporary / "curves.parquet", index=False)
             for name, text in texts.items():
                 (temporary / name).write_text(text, encoding="utf-8")
 
@@ -138,9 +160,31 @@ def refuse_findings(folder: Path, overwrite: bool) -> None:
         raise UndoorError(f"{folder} already holds findings; choose another --out or add --overwrite")
 
 
-def read_ids(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the ids of all scanned samples, and of those that are kept, from a folder with whole findings."""
+def read_findings(folder: Path) -> Findings:
+    """Return the findings that ``Findings.write`` wrote into ``folder``."""
+    require_findings(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        samples, clusters, curves = (
+            pd.read_parquet(folder / f"{name}.parquet") for name in ("samples", "clusters", "curves")
+        )
+        return Findings(
+            summary["defense"], samples, clusters, tuple(summary["class_names"]), summary["threshold"],
+            summary["settings"], summary["seed"], summary["seconds"], summary["truth"], curves,
+            summary["image_filter"], summary["versions"],
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise UndoorError(f"the findings in {folder} cannot be read: {first_line(error)}; scan again") from error
+
+
+def require_findings(folder: Path) -> None:
+    """Raise unless ``folder`` holds whole findings."""
     if not (folder / "summary.json").is_file():
         raise UndoorError(f"{folder} holds no whole findings; give the folder that undoor scan wrote")
+
+
+def read_ids(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the ids of all scanned samples, and of those that are kept, from a folder with whole findings."""
+    require_findings(folder)
     samples = pd.read_parquet(folder / "samples.parquet", columns=["id", "flagged"])
     return samples["id"].tolist(), samples.loc[~samples["flagged"], "id"].tolist()

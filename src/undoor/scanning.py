@@ -1,5 +1,6 @@
 """The main job: a network and its training set in, findings out."""
 
+import ast
 import time
 import warnings
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
 from undoor.engine import Engine
-from undoor.errors import UndoorNotice
+from undoor.errors import UndoorError, UndoorNotice
 from undoor.evidence import collect
-from undoor.filters import Average, Filter
-from undoor.findings import Findings
+from undoor.files import write_text
+from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
+from undoor.findings import Findings, read_findings
 from undoor.metrics import accuracy
 from undoor.report import render_report
+from undoor.viewing import viewed
 
 LEARNED = 0.9
 """Share of training images decided as labelled, below which a user is told that the network is no witness."""
@@ -67,7 +70,7 @@ def scan(
     findings = defense(evidence)
     if dataset.truth is not None:
         findings = findings.against(dataset.truth.poisoned)
-    return findings.timed({"evidence": collected})
+    return viewed(findings, evidence, str(image_filter)).timed({"evidence": collected})
 
 
 def write_findings(
@@ -75,3 +78,23 @@ def write_findings(
 ) -> None:
     """Write the findings with their report, which shows images of ``dataset``, into ``folder``."""
     findings.write(folder, render_report(findings, dataset, image_filter), overwrite=overwrite)
+
+
+def rewrite_report(folder: Path, dataset: Dataset) -> Path:
+    """Write the report of the findings in ``folder`` again; ``dataset`` is what was scanned. Return its path."""
+    findings = read_findings(folder)
+    if findings.samples["id"].tolist() != dataset.ids.tolist():
+        raise UndoorError(f"the findings in {folder} are of other images than the data; give the data that was scanned")
+    write_text(folder / "report.html", render_report(findings, dataset, _filter_named(findings.image_filter)))
+    return folder / "report.html"
+
+
+def _filter_named(name: str) -> Filter:
+    """Return the filter whose name, ``str(filter)``, is given."""
+    try:
+        kind, _, settings = name.partition("(")
+        words = ast.parse(f"dict({settings}", mode="eval").body.keywords  # type: ignore[attr-defined] # it is a call
+        filters: dict[str, type[Filter]] = {h.__name__: h for h in (Average, Median, Gaussian, Noise, Quantise)}
+        return filters[kind](**{word.arg: ast.literal_eval(word.value) for word in words})
+    except (SyntaxError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UndoorError(f"no filter of undoor is called {name!r}; scan again with one that is") from error

@@ -18,6 +18,7 @@ from undoor.cli.inspect import inspect
 from undoor.cli.output import with_output_options
 from undoor.cli.poison import poison
 from undoor.cli.prune import prune
+from undoor.cli.report import report
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
 from undoor.errors import UndoorError, UndoorNotice
@@ -48,7 +49,7 @@ def _undoor(
     pass
 
 
-for command in (demo, poison, train, scan, clean, inspect, prune, bench):
+for command in (demo, poison, train, scan, clean, report, inspect, prune, bench):
     app.command()(with_output_options(command))
 app.add_typer(guard)
 

@@ -241,6 +241,7 @@ def _row(evidence: Evidence, label: int, number: int, rows: NDArray[np.int64]) -
         "class": label,
         "class_name": evidence.class_names[label],
         "cluster": number,
+        "look": 1,
         "size": len(rows),
         "examined": 0,
         "changed": 0.0,

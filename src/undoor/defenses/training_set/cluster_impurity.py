@@ -19,7 +19,7 @@ from scipy.special import betaincinv
 from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
-from undoor.findings import CLUSTER_COLUMNS, Findings
+from undoor.findings import CLUSTER_COLUMNS, Findings, curve_table
 from undoor.mixture import Clustering, MixtureSettings, cluster, cluster_classes
 
 Decision = Literal["confident", "plain"]
@@ -154,22 +154,27 @@ class ClusterImpurity:
         begun = time.perf_counter()
         filter_name, filtered = self._filtered(evidence)
         find = find or partial(self.cluster, evidence)
-        looks = [find(self.mixture)]
+        looks = [(self.mixture, find(self.mixture))]
         few, t = replace(self.mixture, dimensions="few"), evidence.plain.features.shape[1]
         sizes = np.bincount(evidence.labels).tolist()
         if self.second_look and any(few.dimensions_of(n, t) < self.mixture.dimensions_of(n, t) for n in sizes if n):
-            looks.append(find(few))
+            looks.append((few, find(few)))
         clustered = time.perf_counter()
         changed = self._changed(evidence, filtered)
 
         assignments = np.zeros(len(evidence.labels), dtype=np.int64)
         table: list[dict[str, Any]] = []
+        curves: list[tuple[int, int, int, int, float]] = []
         for label, mine in enumerate(_members(evidence)):
             rows: list[dict[str, Any]] = []
-            for clustering in (look[label] for look in looks):
+            for look, (mixture, clusterings) in enumerate(looks, 1):
+                clustering = clusterings[label]
                 if clustering is None or any(row["flagged"] for row in rows):
                     break
+                d = mixture.dimensions_of(len(mine), t)
+                curves += [(label, look, d, k, criterion) for k, criterion in enumerate(clustering.criteria, 1)]
                 seen = self._look(evidence, filtered, changed, label, mine, clustering)
+                seen = [{**row, "look": look} for row in seen]
                 if not rows or any(row["flagged"] for row in seen):
                     rows, assignments[mine] = seen, clustering.assignments
             table += rows
@@ -198,6 +203,7 @@ class ClusterImpurity:
             {**settings, "filter_name": filter_name},
             self.seed,
             {"mixtures": clustered - begun, "impurity": time.perf_counter() - clustered},
+            curves=curve_table(curves),
         )
 
     def _filtered(self, evidence: Evidence) -> tuple[str, Outputs]:
