@@ -41,9 +41,7 @@ LEAST = 1e-3
 def run() -> tuple[Dataset, Evidence, Findings, Clusterings]:
     """Return the poisoned digits, the evidence, the findings, and the mixtures they rest on."""
     digits = read("digits")
-    poisoned = poison(
-        digits, Attack.one_pixel(digits, sources=[SOURCE], target=TARGET, count=COUNT, size=SIZE, seed=0)
-    )
+    poisoned = poison(digits, Attack.one_pixel(digits, sources=[SOURCE], target=TARGET, count=COUNT, size=SIZE, seed=0))
     evidence = collect(Classifier(train(poisoned, recipe(epochs=EPOCHS, seed=0))), poisoned)
     defense = ClusterImpurity()
     looks: dict[MixtureSettings, Clusterings] = {}
