@@ -111,7 +111,8 @@ def bic(poisoned: Dataset, _: Evidence, __: Findings, clusterings: Clusterings) 
         target = name == TARGET
         axis.plot(
             np.arange(1, len(criteria) + 1), criteria - criteria.min(), "o-", color=BLUE if target else GREY,
-            alpha=1 if target else 0.4, label=f"class {TARGET}, poisoned" if target else None, zorder=3 if target else 2,
+            alpha=1 if target else 0.4, zorder=3 if target else 2,
+            label=f"class {TARGET}, poisoned" if target else None,
         )  # fmt: skip
     axis.plot([], [], "o-", color=GREY, alpha=0.4, label="the other classes")
     axis.set(xlabel="components K", ylabel="criterion above its lowest, nats")
