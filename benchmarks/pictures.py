@@ -16,14 +16,12 @@ from undoor.attacks import Attack, poison
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity
-from undoor.defenses.training_set.cluster_impurity import Clusterings
 from undoor.defenses.training_set.per_class import principal_axes
 from undoor.evidence import Evidence, collect
 from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET
 from undoor.experiments.figures import BLUE, GREEN, GREY, ORANGE, PARAMETERS, PURPLE, RED, SKY, WIDTH
 from undoor.filters import Average
 from undoor.findings import Findings, versions
-from undoor.mixture import MixtureSettings
 from undoor.readers import read
 from undoor.recipes import recipe
 from undoor.training import train
@@ -38,23 +36,15 @@ LEAST = 1e-3
 """Impurities below are drawn there: the axis is logarithmic, and many clusters have none."""
 
 
-def run() -> tuple[Dataset, Evidence, Findings, Clusterings]:
-    """Return the poisoned digits, the evidence, the findings, and the mixtures they rest on."""
+def run() -> tuple[Dataset, Evidence, Findings]:
+    """Return the poisoned digits, the evidence and the findings."""
     digits = read("digits")
     poisoned = poison(digits, Attack.one_pixel(digits, sources=[SOURCE], target=TARGET, count=COUNT, size=SIZE, seed=0))
     evidence = collect(Classifier(train(poisoned, recipe(epochs=EPOCHS, seed=0))), poisoned)
-    defense = ClusterImpurity()
-    looks: dict[MixtureSettings, Clusterings] = {}
-
-    def find(settings: MixtureSettings) -> Clusterings:
-        looks[settings] = defense.cluster(evidence, settings)
-        return looks[settings]
-
-    findings = defense(evidence, find).against(poisoned.truth.poisoned)
-    return poisoned, evidence, findings, looks[defense.mixture]
+    return poisoned, evidence, ClusterImpurity()(evidence).against(poisoned.truth.poisoned)
 
 
-def trigger(poisoned: Dataset, _: Evidence, findings: Findings, __: Clusterings) -> Figure:
+def trigger(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
     """Draw poisoned images, their filtered twins, and what the filter took away."""
     hits = np.flatnonzero(findings.flagged & poisoned.truth.poisoned)
     images = poisoned.images[hits[np.linspace(0, len(hits) - 1, SHOWN).astype(int)]]
@@ -77,7 +67,7 @@ def trigger(poisoned: Dataset, _: Evidence, findings: Findings, __: Clusterings)
     return figure
 
 
-def features(poisoned: Dataset, evidence: Evidence, findings: Findings, _: Clusterings) -> Figure:
+def features(poisoned: Dataset, evidence: Evidence, findings: Findings) -> Figure:
     """Draw the features of the target class: the clusters that were found, and which images are poisoned."""
     label = poisoned.class_names.index(TARGET)
     rows = np.flatnonzero(evidence.labels == label)
@@ -102,15 +92,15 @@ def features(poisoned: Dataset, evidence: Evidence, findings: Findings, _: Clust
     return figure
 
 
-def bic(poisoned: Dataset, _: Evidence, __: Findings, clusterings: Clusterings) -> Figure:
+def bic(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
     """Draw the criterion of every class against the number of components, above its own lowest value."""
     figure = Figure((WIDTH / 1.5, WIDTH / 2.4))
     axis = figure.subplots()
-    for name, clustering in zip(poisoned.class_names, clusterings, strict=True):
-        criteria = np.array(clustering.criteria)
-        target = name == TARGET
+    first = findings.curves[findings.curves["look"] == 1]
+    for label, curve in first.groupby("class"):
+        target = poisoned.class_names[label] == TARGET
         axis.plot(
-            np.arange(1, len(criteria) + 1), criteria - criteria.min(), "o-", color=BLUE if target else GREY,
+            curve["components"], curve["criterion"] - curve["criterion"].min(), "o-", color=BLUE if target else GREY,
             alpha=1 if target else 0.4, zorder=3 if target else 2,
             label=f"class {TARGET}, poisoned" if target else None,
         )  # fmt: skip
@@ -121,7 +111,7 @@ def bic(poisoned: Dataset, _: Evidence, __: Findings, clusterings: Clusterings) 
     return figure
 
 
-def impurity(poisoned: Dataset, _: Evidence, findings: Findings, __: Clusterings) -> Figure:
+def impurity(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
     """Draw every cluster of every class on one axis of impurity, with the threshold."""
     figure = Figure((WIDTH, WIDTH / 2.4))
     axis = figure.subplots()
@@ -140,7 +130,7 @@ def impurity(poisoned: Dataset, _: Evidence, findings: Findings, __: Clusterings
     return figure
 
 
-def destinations(poisoned: Dataset, _: Evidence, findings: Findings, __: Clusterings) -> Figure:
+def destinations(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
     """Draw where the changed decisions of the flagged cluster went."""
     worst = findings.clusters.loc[findings.clusters["impurity"].idxmax()]
     figure = Figure((WIDTH / 1.5, WIDTH / 3.4))
@@ -153,18 +143,19 @@ def destinations(poisoned: Dataset, _: Evidence, findings: Findings, __: Cluster
 DRAWN = (trigger, features, bic, impurity, destinations)
 
 
-def numbers(poisoned: Dataset, evidence: Evidence, findings: Findings, clusterings: Clusterings) -> dict:
+def numbers(poisoned: Dataset, evidence: Evidence, findings: Findings) -> dict:
     """Return what the page says in numbers."""
     clusters = findings.clusters
     worst, others = clusters.loc[clusters["impurity"].idxmax()], clusters[~clusters["flagged"]]
-    n, t = int((evidence.labels == worst["class"]).sum()), evidence.plain.features.shape[1]
+    curves = findings.curves
+    curve = curves[(curves["class"] == worst["class"]) & (curves["look"] == worst["look"])]
     return {
         "images": len(poisoned),
         "poisoned": int(poisoned.truth.poisoned.sum()),
         "class": worst["class_name"],
-        "features": t,
-        "dimensions": MixtureSettings().dimensions_of(n, t),
-        "components": clusterings[worst["class"]].components,
+        "features": evidence.plain.features.shape[1],
+        "dimensions": int(curve["dimensions"].iloc[0]),
+        "components": int((clusters["class"] == worst["class"]).sum()),
         "clusters": len(clusters),
         "flagged": int(clusters["flagged"].sum()),
         "size": int(worst["size"]),
