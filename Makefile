@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench bench-art clean
+.PHONY: demo test check format docs bench bench-art clean
 
 demo: .venv/installed
 	$(BIN)/undoor demo --out build/demo --overwrite
@@ -20,6 +20,10 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The pages, with the reference from the docstrings, in build/site; a link that leads nowhere ends it.
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
 bench: .venv/installed
 	$(BIN)/python benchmarks/demo_seeds.py
 
@@ -31,6 +35,10 @@ bench-art: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 clean:

@@ -4,8 +4,12 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
+import yaml
+
+import undoor
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,8 +75,53 @@ def test_the_arithmetic_is_the_constants_times_the_images():
         assert first["pass, at $3.00 a GPU hour"] == dollars
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_page_about_cluster_impurity_says_what_its_pictures_show():
+    benchmark = load_benchmark("pictures")
+    told = json.loads((benchmark.PICTURES / "numbers.json").read_text(encoding="utf-8"))
+    written = benchmark.PAGE.read_text(encoding="utf-8").split(benchmark.MARKS[0])[1].split(benchmark.MARKS[1])[0]
+    assert written.strip() == benchmark.table(told)
+    drawn = {f"{draw.__name__}.svg" for draw in benchmark.DRAWN}
+    assert {path.name for path in benchmark.PICTURES.glob("*.svg")} == drawn
+
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as the site and code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+    page = ROOT / document
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = dict(re.findall(r"^\[([^\]]+)\]: (\S+)$", text, re.MULTILINE))
+    used = set(re.findall(r"\]\[([^\]]+)\]", text))
+    assert used == set(named)
+    for link in [*re.findall(r"\]\(([^)\s]+)\)", text), *named.values()]:
+        if link.startswith("https://"):
+            continue
+        target, _, anchor = link.partition("#")
+        found = (page.parent / target).resolve() if target else page
+        assert found.exists(), link
+        assert found.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(found), link
+
+
+def test_the_site_has_every_page():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages = []
+    for entry in site["nav"]:
+        for content in entry.values():
+            pages += [content] if isinstance(content, str) else [page for part in content for page in part.values()]
+    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    found = [resolve_name(name) for name in listed]
+    missing = [name for name in undoor.__all__ if name != "__version__" and getattr(undoor, name) not in found]
+    assert not missing

@@ -1,4 +1,4 @@
-"""Every block of the page about integrations is run, or, where it is for another program, read as that one does."""
+"""Every block of the pages is run, or, where it is for another program, read as that one does."""
 
 import json
 import re
@@ -14,56 +14,123 @@ from test_cli import data, run  # noqa: F401 - fixtures
 from test_terminal import as_before, parse  # noqa: F401 - a fixture that is used by all
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "integrations.md"
+DOCS = ROOT / "docs"
+INTEGRATIONS, CLUSTER = DOCS / "integrations.md", DOCS / "cluster.md"
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = sorted(page for page in DOCS.glob("*.md") if FENCED.search(page.read_text(encoding="utf-8")))
+GUIDES = [page for page in PAGES if page not in (INTEGRATIONS, CLUSTER)]
 
 
-def blocks(language):
-    """Return the page's blocks in a language."""
-    found = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert found
-    return found
+def blocks(page, *languages):
+    """Return a page's blocks in these languages, each with its language."""
+    found = FENCED.findall(page.read_text(encoding="utf-8"))
+    return [(language, block) for language, block in found if language in languages]
 
 
-def test_every_block_is_of_a_kind_that_is_tested():
-    text = PAGE.read_text(encoding="utf-8")
-    assert len(re.findall(r"^```\w+", text, re.MULTILINE)) == sum(map(len, map(blocks, ("python", "console", "yaml"))))
+def play(page, command, namespace):
+    """Run a page from top to bottom, in the current folder; a block that begins with a file's name is that file."""
+    for language, block in blocks(page, "python", "console"):
+        if language == "console":
+            for line in block.splitlines():
+                command(line)
+        elif named := re.match(r"# (\w+\.py)\n", block):
+            Path(named[1]).write_text(block, encoding="utf-8")
+        else:
+            exec(compile(block, str(page), "exec"), namespace)
 
 
-def test_the_python_blocks_run(capsys):
-    # What the README's first lines make, in small.
+@pytest.fixture(scope="module")
+def first_lines():
+    """What the README's first lines make, in small."""
     digits = undoor.read("digits").take(range(1500))
     attack = undoor.Attack.one_pixel(digits, sources=["7"], target="0", count=100, size=0.6)
     poisoned = undoor.poison(digits, attack)
     model = undoor.train(poisoned, undoor.recipe("fast", epochs=8))
-    namespace = {"poisoned": poisoned, "model": model, "findings": undoor.scan(model, poisoned)}
-    for block in blocks("python"):
-        exec(compile(block, str(PAGE), "exec"), namespace)
+    return {"poisoned": poisoned, "model": model, "findings": undoor.scan(model, poisoned)}
+
+
+@pytest.fixture
+def desk(data, tmp_path, monkeypatch):  # noqa: F811
+    """A folder in which a reader of the pages might sit."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data / "images", "photos")
+    shutil.copytree(data / "images", "clean-photos")
+    shutil.copy(data / "victim.safetensors", "model.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def command(run):  # noqa: F811
+    """Return a function that runs a line of a page and returns what it prints."""
+
+    def call(line):
+        program, *arguments = shlex.split(line)
+        assert program == "undoor"
+        code, out, err = run(*arguments)
+        assert code in (0, 1), err
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_of_a_kind_that_is_tested(page):
+    languages = ("python", "console", "yaml") if page == INTEGRATIONS else ("python", "console")
+    assert 2 * len(blocks(page, *languages)) == page.read_text(encoding="utf-8").count("```")
+
+
+@pytest.mark.filterwarnings("ignore::undoor.errors.UndoorNotice")
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_a_guide_runs_from_top_to_bottom(page, desk, command, request, capsys):
+    needs = "README's first lines" in page.read_text(encoding="utf-8")
+    play(page, command, dict(request.getfixturevalue("first_lines")) if needs else {})
+
+
+def test_the_page_about_clusters_is_read():
+    for _, block in blocks(CLUSTER, "python"):
+        compile(block, str(CLUSTER), "exec")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
+def test_commands_that_take_longer_are_read(page):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    for line in re.findall(r"^ {4}((?:\w|\.venv).*)$", text, re.MULTILINE):
+        program, *arguments = shlex.split(line, comments=True)
+        if program.endswith("undoor"):
+            parse(shlex.join(arguments))
+        elif program == "make":
+            assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in arguments)
+        elif program.endswith("python"):
+            assert (ROOT / arguments[0]).is_file()
+        else:
+            assert program in ("pip", "export", "ray")
+
+
+def test_the_python_of_the_page_about_integrations_runs(first_lines, capsys):
+    namespace = dict(first_lines)
+    for _, block in blocks(INTEGRATIONS, "python"):
+        exec(compile(block, str(INTEGRATIONS), "exec"), namespace)
     assert namespace["findings"].classes_flagged == ("0",)
     assert "backdoor issues" in capsys.readouterr().out
     assert len(namespace["kept"]) == len(namespace["poisoned"]) - namespace["findings"].flagged.sum()
 
 
-def test_the_commands_run(run, data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(data / "images", "photos")
-    shutil.copy(data / "victim.safetensors", "model.safetensors")
-    for block in blocks("console"):
-        for line in block.splitlines():
-            program, *arguments = shlex.split(line)
-            assert program == "undoor"
-            code, out, _ = run(*arguments)
-            assert code in (0, 1)
-            if "--json" in arguments:
-                assert json.loads(out)["samples"] == 90
+def test_the_commands_of_the_page_about_integrations_run(desk, command, run):  # noqa: F811
+    lines = [line for _, block in blocks(INTEGRATIONS, "console") for line in block.splitlines()]
+    for line in lines:
+        told = command(line)
+        if "--json" in line:
+            assert json.loads(told)["samples"] == 90
     log = json.loads(Path("findings.sarif").read_text(encoding="utf-8"))
     assert log["runs"][0]["properties"]["samples"] == 90
-    code, _, err = run(*arguments[:-3], "findings-4", "--sarif", "findings.sarif")
+    code, _, err = run(*shlex.split(lines[-1])[1:-3], "findings-4", "--sarif", "findings.sarif")
     assert code == 2
     assert "findings.sarif exists already; choose another --sarif" in err
 
 
 def test_the_workflow_scans_and_uploads_what_was_written():
-    workflow, hooks = map(yaml.safe_load, blocks("yaml"))
+    workflow, hooks = (yaml.safe_load(block) for _, block in blocks(INTEGRATIONS, "yaml"))
     steps = workflow["jobs"]["scan"]["steps"]
     (scan,) = [step["run"] for step in steps if step.get("run", "").startswith("undoor ")]
     parse(scan.removeprefix("undoor "))

@@ -1,0 +1,213 @@
+"""The pictures of docs/cluster-impurity.md, made by the code that they explain, on the embedded digits.
+
+Writes docs/pictures/*.svg, docs/pictures/numbers.json and the table in the page; the demonstration's attack, one seed.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from undoor.attacks import Attack, poison
+from undoor.classifier import Classifier
+from undoor.dataset import Dataset
+from undoor.defenses.training_set import ClusterImpurity
+from undoor.defenses.training_set.per_class import principal_axes
+from undoor.evidence import Evidence, collect
+from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET
+from undoor.experiments.figures import BLUE, GREEN, GREY, ORANGE, PARAMETERS, PURPLE, RED, SKY, WIDTH
+from undoor.filters import Average
+from undoor.findings import Findings, versions
+from undoor.readers import read
+from undoor.recipes import recipe
+from undoor.training import train
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "cluster-impurity.md"
+PICTURES = ROOT / "docs" / "pictures"
+MARKS = ("<!-- numbers: written by benchmarks/pictures.py -->", "<!-- end of numbers -->")
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+SHOWN = 6
+LEAST = 1e-3
+"""Impurities below are drawn there: the axis is logarithmic, and many clusters have none."""
+
+
+def run() -> tuple[Dataset, Evidence, Findings]:
+    """Return the poisoned digits, the evidence and the findings."""
+    digits = read("digits")
+    poisoned = poison(digits, Attack.one_pixel(digits, sources=[SOURCE], target=TARGET, count=COUNT, size=SIZE, seed=0))
+    evidence = collect(Classifier(train(poisoned, recipe(epochs=EPOCHS, seed=0))), poisoned)
+    return poisoned, evidence, ClusterImpurity()(evidence).against(poisoned.truth.poisoned)
+
+
+def trigger(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
+    """Draw poisoned images, their filtered twins, and what the filter took away."""
+    hits = np.flatnonzero(findings.flagged & poisoned.truth.poisoned)
+    images = poisoned.images[hits[np.linspace(0, len(hits) - 1, SHOWN).astype(int)]]
+    plain = torch.from_numpy(images).float() / 255
+    twins = Average()(plain)
+    figure = Figure((WIDTH, WIDTH / 2))
+    rows = {
+        "x, poisoned": (plain, "gray", 0, 1),
+        "h(x), filtered": (twins, "gray", 0, 1),
+        "x − h(x)": (plain - twins, "RdBu_r", -SIZE, SIZE),
+    }
+    axes = figure.subplots(len(rows), SHOWN)
+    for line, (name, (pictures, colours, low, high)) in zip(axes, rows.items(), strict=True):
+        for cell, picture in zip(line, pictures, strict=True):
+            cell.imshow(picture[0], cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+            cell.spines[["left", "bottom"]].set_visible(False)
+            cell.grid(visible=False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def features(poisoned: Dataset, evidence: Evidence, findings: Findings) -> Figure:
+    """Draw the features of the target class: the clusters that were found, and which images are poisoned."""
+    label = poisoned.class_names.index(TARGET)
+    rows = np.flatnonzero(evidence.labels == label)
+    centred, _, axes = principal_axes(evidence.plain.features[rows])
+    places = centred @ axes[:, :2]
+    figure = Figure((WIDTH, WIDTH / 2.4))
+    found, truth = figure.subplots(1, 2, sharex=True, sharey=True)
+    clusters = findings.samples["cluster"].to_numpy()[rows]
+    for number in np.unique(clusters):
+        inside = clusters == number
+        found.plot(
+            *places[inside].T, ".", color=COLOURS[number % len(COLOURS)], markersize=3,
+            label=f"cluster {number}: {inside.sum()} images",
+        )  # fmt: skip
+    planted = poisoned.truth.poisoned[rows]
+    for inside, colour, name in ((~planted, GREY, "clean"), (planted, RED, "poisoned")):
+        truth.plot(*places[inside].T, ".", color=colour, markersize=3, label=f"{name}: {inside.sum()} images")
+    for axis, title in ((found, "what the mixture finds"), (truth, "what was planted (unknown to the method)")):
+        axis.set(title=title, xlabel="first principal axis")
+        axis.legend(fontsize=7)
+    found.set_ylabel("second principal axis")
+    return figure
+
+
+def bic(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
+    """Draw the criterion of every class against the number of components, above its own lowest value."""
+    figure = Figure((WIDTH / 1.5, WIDTH / 2.4))
+    axis = figure.subplots()
+    first = findings.curves[findings.curves["look"] == 1]
+    for label, curve in first.groupby("class"):
+        target = poisoned.class_names[label] == TARGET
+        axis.plot(
+            curve["components"], curve["criterion"] - curve["criterion"].min(), "o-", color=BLUE if target else GREY,
+            alpha=1 if target else 0.4, zorder=3 if target else 2,
+            label=f"class {TARGET}, poisoned" if target else None,
+        )  # fmt: skip
+    axis.plot([], [], "o-", color=GREY, alpha=0.4, label="the other classes")
+    axis.set(xlabel="components K", ylabel="criterion above its lowest, nats")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend()
+    return figure
+
+
+def impurity(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
+    """Draw every cluster of every class on one axis of impurity, with the threshold."""
+    figure = Figure((WIDTH, WIDTH / 2.4))
+    axis = figure.subplots()
+    clusters = findings.clusters
+    flagged = clusters["flagged"].to_numpy(dtype=bool)
+    for inside, colour, marker, name in ((~flagged, GREY, "o", "left alone"), (flagged, RED, "D", "flagged")):
+        some = clusters[inside]
+        axis.scatter(
+            np.maximum(some["impurity"], LEAST), some["class"], s=np.sqrt(some["size"]) * 4, color=colour,
+            marker=marker, alpha=0.7, label=name,
+        )  # fmt: skip
+    axis.axvline(findings.threshold, color=BLUE, linestyle="--", label="threshold")
+    axis.set(xscale="log", xlabel=f"impurity S, nats (what lies below {LEAST} is drawn there)", ylabel="class")
+    axis.set_yticks(range(len(poisoned.class_names)), poisoned.class_names)
+    axis.legend(loc="upper center")
+    return figure
+
+
+def destinations(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
+    """Draw where the changed decisions of the flagged cluster went."""
+    worst = findings.clusters.loc[findings.clusters["impurity"].idxmax()]
+    figure = Figure((WIDTH / 1.5, WIDTH / 3.4))
+    axis = figure.subplots()
+    axis.bar(poisoned.class_names, worst["destinations"], color=RED)
+    axis.set(xlabel="class after the filter", ylabel="images")
+    return figure
+
+
+DRAWN = (trigger, features, bic, impurity, destinations)
+
+
+def numbers(poisoned: Dataset, evidence: Evidence, findings: Findings) -> dict:
+    """Return what the page says in numbers."""
+    clusters = findings.clusters
+    worst, others = clusters.loc[clusters["impurity"].idxmax()], clusters[~clusters["flagged"]]
+    curves = findings.curves
+    curve = curves[(curves["class"] == worst["class"]) & (curves["look"] == worst["look"])]
+    return {
+        "images": len(poisoned),
+        "poisoned": int(poisoned.truth.poisoned.sum()),
+        "class": worst["class_name"],
+        "features": evidence.plain.features.shape[1],
+        "dimensions": int(curve["dimensions"].iloc[0]),
+        "components": int((clusters["class"] == worst["class"]).sum()),
+        "clusters": len(clusters),
+        "flagged": int(clusters["flagged"].sum()),
+        "size": int(worst["size"]),
+        "examined": int(worst["examined"]),
+        "changed": float(worst["changed"]),
+        "impurity": float(worst["impurity"]),
+        "to": poisoned.class_names[int(np.argmax(worst["destinations"]))],
+        "next": float(others["impurity"].max()),
+        "next_class": others.loc[others["impurity"].idxmax(), "class_name"],
+        "threshold": findings.threshold,
+        "tpr": findings.truth["tpr"],
+        "fpr": findings.truth["fpr_all_classes"],
+        "versions": versions(),
+    }
+
+
+def table(told: dict) -> str:
+    """Return the numbers as a Markdown table."""
+    rows = {
+        "images in the set, of them poisoned": f"{told['images']}, {told['poisoned']}",
+        f"features, and directions to which class {told['class']} is reduced": (
+            f"{told['features']}, {told['dimensions']}"
+        ),
+        f"components of class {told['class']}": told["components"],
+        "clusters of all classes, of them flagged": f"{told['clusters']}, {told['flagged']}",
+        "the flagged cluster: images, of them decided as labelled": f"{told['size']}, {told['examined']}",
+        "share of these that the filter gives to another class with confidence": f"{told['changed']:.3f}",
+        "most of them to class": told["to"],
+        "its impurity": f"{told['impurity']:.2f}",
+        f"the highest of the other clusters (class {told['next_class']})": f"{told['next']:.4f}",
+        "threshold": told["threshold"],
+        "TPR, FPR of all classes": f"{told['tpr']:.3f}, {told['fpr']:.4f}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def main() -> None:
+    seen = run()
+    PICTURES.mkdir(exist_ok=True)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(PARAMETERS)
+        for draw in DRAWN:
+            path = PICTURES / f"{draw.__name__}.svg"
+            draw(*seen).savefig(path, metadata={"Date": None, "Creator": None})
+    told = numbers(*seen)
+    (PICTURES / "numbers.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
+    block = f"{MARKS[0]}\n{table(told)}\n{MARKS[1]}"
+    PAGE.write_text(pattern.sub(lambda _: block, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(table(told))
+
+
+if __name__ == "__main__":
+    main()
