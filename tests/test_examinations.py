@@ -102,11 +102,11 @@ def test_the_table_says_how_often(store, monkeypatch):
     header, lines = moments(results)
     assert header == list(HEADER)
     by_name = {line[1]: dict(zip(header, line, strict=True)) for line in lines}
-    assert set(by_name) == {"reverse engineering", "*maximum softmax*"}
+    assert set(by_name) == {"reverse engineering", "maximum softmax (control)"}
     assert by_name["reverse engineering"]["finds a backdoor"] == "1 of 1"
     assert by_name["reverse engineering"]["right target"] == "1 of 1"
     assert by_name["reverse engineering"]["calls a clean victim backdoored"] == "1 of 1"
-    assert by_name["*maximum softmax*"]["finds a backdoor"] == "0 of 1"
+    assert by_name["maximum softmax (control)"]["finds a backdoor"] == "0 of 1"
     assert [line[0] for line in inspections(results)[1]] == ["multiple-source-0.40-s0", "clean-s0"]
     write_report(store, "small", dpi=20)
     assert "Other moments" in (store.root / "README.md").read_text(encoding="utf-8")

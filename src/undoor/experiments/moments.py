@@ -17,7 +17,6 @@ TRAINING_SET = {
     "random filter": "nothing",
     "perfect filter": "the truth",
 }
-CONTROLS = ("random filter", "perfect filter")
 
 HEADER = (
     "moment", "defence", "needs", "finds a backdoor", "right target", "calls a clean victim backdoored", "TPR", "FPR",
@@ -25,8 +24,8 @@ HEADER = (
 )  # fmt: skip
 
 EXPLAINED = f"""\
-On the victims whose attack success rate (ASR) is at least {WORKING}, and on clean ones; controls in italics. *Finds*:
-in how many victims it says that there is a backdoor. TPR and FPR: before training, of the poisoned and of all clean
+On the victims whose attack success rate (ASR) is at least {WORKING}, and on clean ones. *Finds*: in how many
+victims it says that there is a backdoor. TPR and FPR: before training, of the poisoned and of all clean
 training images; in use, of the triggered test images that the attack succeeds with and of clean ones, where 5 % may be
 refused. ASR and accuracy after: of the network trained again without what was flagged, or of the repaired network.
 Seconds do not count the training of a network. The defender's clean images and those measured with are the two halves
@@ -61,7 +60,8 @@ def _of_training_set(results: Results, name: str, attacked: set[str]) -> list[st
     line += [shown(found[column], digits) for column, digits in (("tpr", 3), ("fpr_all_classes", 4), ("auroc", 3))]
     columns = ("attack_success_rate", "retrained_attack_success_rate", "clean_accuracy", "retrained_clean_accuracy")
     line += [shown(found[column], 3, len(found)) for column in columns] + [shown(found["seconds"], 1)]
-    return [BEFORE_TRAINING, _named(name, name in CONTROLS), TRAINING_SET[name], *line]
+    oracle = " **oracle**" if found["oracle"].any() else ""
+    return [BEFORE_TRAINING, _named(name, name == "random filter") + oracle, TRAINING_SET[name], *line]
 
 
 def _of_network(results: Results, name: str, attacked: set[str]) -> list[str]:
@@ -113,4 +113,4 @@ def _count(of_these: int, n: int) -> str:
 
 
 def _named(name: str, control: bool) -> str:
-    return f"*{name}*" if control else name
+    return f"{name} (control)" if control else name
