@@ -86,7 +86,7 @@ def test_only_some_sizes_are_examined(store):
     assert not replace(TRIED[0], keep_originals=False).examined
 
 
-def test_nothing_is_examined_twice_unless_it_changed(store, monkeypatch):
+def test_nothing_is_examined_twice_unless_it_changed(store):
     before = store.all("examined")
     experiment = Experiment(TRIED[0], make_suite().setting, store)
     never = replace(STAND_INS[0], examine=None)

@@ -211,7 +211,13 @@ _GUARDING = (
 _NETWORK_AND = "the network, clean images"
 
 EXAMINATIONS = (
-    Examination("reverse engineering", AFTER_TRAINING, f"{_NETWORK_AND} (50 a class)", inspect, _PERTURBING),
+    Examination(
+        "reverse engineering",
+        AFTER_TRAINING,
+        f"{_NETWORK_AND} ({ReverseEngineering().images} a class)",
+        inspect,
+        _PERTURBING,
+    ),
     Examination(
         "random direction",
         AFTER_TRAINING,
