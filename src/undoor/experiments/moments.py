@@ -25,12 +25,12 @@ HEADER = (
 )  # fmt: skip
 
 EXPLAINED = f"""\
-On the victims whose attack success rate (ASR) is at least {WORKING}, and on clean ones. *Finds*: in how many
-victims it says that there is a backdoor. TPR and FPR: before training, of the poisoned and of all clean
-training images; in use, of the triggered test images that the attack succeeds with and of clean ones, where {REFUSED:.0%} may be
-refused. ASR and accuracy after: of the network trained again without what was flagged, or of the repaired network.
-Seconds do not count the training of a network. The defender's clean images and those measured with are the two halves
-of the test set."""
+On the victims whose attack success rate (ASR) is at least {WORKING}, and on clean ones. *Finds*: in how many victims it
+says that there is a backdoor. TPR and FPR: before training, of the poisoned and of all clean training images; in use,
+of the triggered test images that the attack succeeds with and of clean ones, where {REFUSED:.0%} may be refused. ASR
+and accuracy after: of the network trained again without what was flagged, or of the repaired network. Seconds do not
+count the training of a network. The defender's clean images and those measured with are the two halves of the test
+set."""
 
 
 def moments(results: Results) -> tuple[list[str], list[list[str]]]:
