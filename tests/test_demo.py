@@ -1,6 +1,7 @@
 """The whole way on the embedded data, as a user runs it first."""
 
 import json
+from itertools import groupby
 
 import pandas as pd
 
@@ -9,8 +10,12 @@ from undoor.experiments.demo import demo
 
 def test_demo_plants_finds_removes_and_repairs(tmp_path):
     stages = []
-    result = demo(tmp_path / "demo", seed=1, on_stage=stages.append)
-    assert stages == ["read", "train", "scan", "retrain"]
+
+    def show(stage, *_):
+        stages.append(stage)
+
+    result = demo(tmp_path / "demo", seed=1, on_step=show, on_count=show)
+    assert [name for name, _ in groupby(stages)] == ["train", "evidence", "mixtures", "retrain"]
     assert result.before["attack_success_rate"] >= 0.9
     assert result.before["clean_accuracy"] >= 0.97
     assert result.findings.truth["tpr"] >= 0.95

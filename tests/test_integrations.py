@@ -174,7 +174,9 @@ def test_sarif_of_findings_on_files(findings, valid, tmp_path, monkeypatch):
     assert properties["impurity"] == cluster["impurity"]
     assert properties["threshold"] == found.threshold
     assert properties["images"] == cluster["size"] == len(flagged)
-    assert f"{len(flagged)} of {(found.samples['label'] == 1).sum()} images labelled class1" in result["message"]["text"]
+    assert (
+        f"{len(flagged)} of {(found.samples['label'] == 1).sum()} images labelled class1" in result["message"]["text"]
+    )
     # Scanned once more with another seed, the result is the same one to a code-scanning page.
     again = sarif_log(Findings(**{**found.__dict__, "seed": 3}), "my data")["runs"][0]["results"][0]
     assert again["partialFingerprints"] == result["partialFingerprints"]

@@ -171,7 +171,7 @@ def test_axis_and_bars(planted):
     findings, _ = found(planted)
     axis = charts.impurity_axis(findings)
     marks = [mark for row in axis["rows"] for mark in row["marks"]]
-    assert all((mark["x"] > axis["threshold"]) == mark["flagged"] for mark in marks)
+    assert all((mark["x"] > axis["threshold"]["x"]) == mark["flagged"] for mark in marks)
     assert sorted(marks, key=lambda m: m["x"]) == sorted(marks, key=lambda m: m["impurity"])
     bars = charts.destinations([0, 5, 3, *[1] * 20], [f"c{k}" for k in range(23)], most=3)
     assert [(bar["name"], bar["count"]) for bar in bars] == [("c1", 5), ("c2", 3), ("c3", 1), ("19 others", 19)]
@@ -287,7 +287,7 @@ def other_result():
     }  # fmt: skip
     png = encode_png(np.full((3, 20, 60), 128, np.uint8))
     return render_result("backdoored", f"{hostile} → b is too close.", summary, alarming=True,
-                         tables={"Class pairs": pairs}, pictures=[(f"{hostile} → b", png)])  # fmt: skip
+                         tables={"Class pairs": pairs}, images=[(f"{hostile} → b", png)])  # fmt: skip
 
 
 def test_other_results_share_the_templates():

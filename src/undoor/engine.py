@@ -56,12 +56,20 @@ Workers = Engine | int | None
 """An engine; or a number of threads, 1 being this one, None one per core."""
 
 
-def map_items(function: Callable[[Item], Result], items: Iterable[Item], workers: Workers = None) -> list[Result]:
+def map_items(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: Workers = None,
+    on_finished: Callable[[], None] = lambda: None,
+) -> list[Result]:
     """Apply ``function`` to every item and return the results in the order of the items.
 
-    See ``as_finished``.
+    See ``as_finished``. ``on_finished`` is called, here, after every item.
     """
-    results = dict(as_finished(function, items, workers))
+    results = {}
+    for number, result in as_finished(function, items, workers):
+        results[number] = result
+        on_finished()
     return [results[number] for number in range(len(results))]
 
 

@@ -46,52 +46,78 @@ QUERIES = 20
 """Of the queries that a guard has checked, so many are shown."""
 
 
+ALIVE = 30.0
+"""Seconds after which a long stage says how far it is where there is no terminal."""
+
+
+class Stages:
+    """A bar that shows the stages of a command one after another; where there is no terminal, plain lines."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._name = ""
+        self._told = time.monotonic()
+
+    def begin(self, name: str) -> None:
+        """Show a stage of which only the time is known so far."""
+        self._show(name, 0, None, "")
+
+    def counting(self, name: str) -> Callable[[int, int], None]:
+        """Return a function that is told how many of how many are done in this stage; with it the stage begins."""
+
+        def show(done: int, total: int) -> None:
+            self._show(name, done, total, f"{done}/{total}")
+            if not err.is_terminal and time.monotonic() - self._told > ALIVE:
+                self._told = time.monotonic()
+                err.print(f"{name}: {done}/{total}", soft_wrap=True, markup=False)
+
+        return show
+
+    def training(self, name: str = "train") -> Callable[["Step"], None]:
+        """Return a function that shows each training step: epoch, loss, accuracy and the time left.
+
+        Where there is no terminal, a plain line is printed after every epoch instead.
+        """
+
+        def show(step: "Step") -> None:
+            told = f"epoch {step.epoch}/{step.epochs}  loss {step.loss:.3f}  accuracy {step.accuracy:.3f}"
+            self._show(name, (step.epoch - 1) * step.steps + step.step, step.epochs * step.steps, told)
+            if not err.is_terminal and step.step == step.steps:
+                err.print(f"{name}: {told}", soft_wrap=True, markup=False)
+
+        return show
+
+    def _show(self, name: str, done: int, total: int | None, told: str) -> None:
+        if name != self._name:
+            for task in self._progress.task_ids:
+                self._progress.remove_task(task)
+            self._progress.add_task(_plain(name), total=None, told="")
+            self._name, self._told = name, time.monotonic()
+        self._progress.update(self._progress.task_ids[0], total=total, completed=done, told=told)
+
+
 @contextmanager
-def _bar(name: str, columns: tuple[TextColumn, ...] = ()) -> Iterator[Progress]:
+def stages(name: str = "") -> Iterator[Stages]:
+    """Yield the bar of a command, which begins with the stage ``name``."""
     parts = (
         TextColumn("{task.description}"),
         BarColumn(12),
-        *columns,
+        TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*parts, console=err, disable=not err.is_terminal or err.quiet, transient=True) as progress:
-        progress.add_task(_plain(name), total=None, told="")
-        yield progress
-
-
-@contextmanager
-def training_bar(name: str = "train") -> Iterator[Callable[["Step"], None]]:
-    """Yield a function that shows each training step: epoch, loss, accuracy and the time left.
-
-    Where there is no terminal, a plain line is printed after every epoch instead.
-    """
-    with _bar(name, (TextColumn("{task.fields[told]}"),)) as progress:
-        task = progress.tasks[0].id
-
-        def show(step: "Step") -> None:
-            told = f"epoch {step.epoch}/{step.epochs}  loss {step.loss:.3f}  accuracy {step.accuracy:.3f}"
-            done = (step.epoch - 1) * step.steps + step.step
-            progress.update(task, total=step.epochs * step.steps, completed=done, told=told)
-            if not err.is_terminal and step.step == step.steps:
-                err.print(f"{name}: {told}")
-
-        yield show
+        bar = Stages(progress)
+        if name:
+            bar.begin(name)
+        yield bar
 
 
 @contextmanager
 def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that is told how many of how many are done; until it is called, the bar only shows the time."""
-    with _bar(name, (TextColumn("{task.fields[told]}"),)) as progress:
-        task = progress.tasks[0].id
-        yield lambda done, total: progress.update(task, total=total, completed=done, told=f"{done}/{total}")
-
-
-@contextmanager
-def pruning_bar() -> Iterator[tuple[Callable[[int, int], None], Callable[["Step"], None]]]:
-    """Yield what shows the images along the pruning curve and then, in the same place, the steps of fine-tuning."""
-    with counting_bar("pruning") as show:
-        yield show, lambda step: show((step.epoch - 1) * step.steps + step.step, step.epochs * step.steps)
+    with stages(name) as bar:
+        yield bar.counting(name)
 
 
 @contextmanager
@@ -150,11 +176,6 @@ def print_board(board: "Board") -> None:
     )
 
 
-def print_stage(name: str) -> None:
-    """Print what begins now."""
-    err.print(f"{name} …", style="dim")
-
-
 def print_findings(findings: "Findings") -> None:
     """Print the verdict and, where the method has clusters, those of highest impurity."""
     flagged = int(findings.flagged.sum())
@@ -185,16 +206,6 @@ def _print_clusters(findings: "Findings") -> None:
             "yes" if row["flagged"] else "",
         )
     out.print(table)
-
-
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Say on a terminal that something is under way."""
-    if err.is_terminal:
-        with err.status(what):
-            yield
-    else:
-        yield
 
 
 def print_inspection(inspection: "Inspection") -> None:

@@ -20,8 +20,14 @@ def demo(
     from undoor import terminal
     from undoor.experiments.demo import demo as run
 
-    with terminal.training_bar() as on_step:
-        result = run(out, seed, overwrite=overwrite, on_stage=terminal.print_stage, on_step=on_step)
+    with terminal.stages("read") as bar:
+        result = run(
+            out,
+            seed,
+            overwrite=overwrite,
+            on_step=lambda stage, step: bar.training(stage)(step),
+            on_count=lambda stage, done, total: bar.counting(stage)(done, total),
+        )
     attack = result.attack
     terminal.out.print(
         f"planted: {attack.count} images of class {', '.join(attack.sources)}, {attack.trigger}, "

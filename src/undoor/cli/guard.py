@@ -84,7 +84,8 @@ def fit(
         image_size=image_size, skip_broken=skip_broken,
     )  # fmt: skip
     require_same_classes(class_names, clean.class_names, model)
-    fitted = defense.fit(classifier, clean, on_stage=terminal.print_stage)
+    with terminal.stages("features") as bar:
+        fitted = defense.fit(classifier, clean, on_batch=bar.counting("features"), on_layer=bar.counting("layers"))
     fitted.write(out, overwrite=overwrite)
     terminal.print_result({**fitted.summary(), "guard": out})
     terminal.print_guard(fitted)
@@ -103,7 +104,10 @@ def check(
     network: Network = None,
     mean: Mean = None,
     std: Std = None,
-    out: Annotated[Path | None, typer.Option(help="a .parquet file for all that is found of every query")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="a .parquet file for all that is found of every query; a report, .html, beside it"),
+    ] = None,
     overwrite: Overwrite = False,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="end with 0 although a query is rejected")] = False,
     split: Split = "test",
@@ -120,8 +124,8 @@ def check(
     """
     from undoor import terminal
     from undoor.classifier import Classifier
-    from undoor.defenses.test_time import Guard, classifier_layer
-    from undoor.files import atomic
+    from undoor.defenses.test_time import Guard, classifier_layer, render_checked
+    from undoor.files import staged
     from undoor.readers.images import decode_files
     from undoor.weights import load_model
 
@@ -140,16 +144,21 @@ def check(
             image_size=image_size, skip_broken=skip_broken,
         )  # fmt: skip
         images, ids = queries.images, queries.ids
-    checked = fitted.check(images)
+    with terminal.counting_bar("check") as on_batch:
+        checked = fitted.check(images, on_batch=on_batch)
     table = checked.table(ids, fitted.class_names)
     if out is not None:
-        with atomic(out) as temporary:
-            table.to_parquet(temporary, index=False)
+        with staged(out.parent, last=out.name) as folder:
+            page = render_checked(fitted, checked, images, ids)
+            (folder / out.with_suffix(".html").name).write_text(page, encoding="utf-8")
+            table.to_parquet(folder / out.name, index=False)
     rejected = int(checked.rejected.sum())
     terminal.print_result(
         {"rejected": rejected, "threshold": fitted.threshold, "queries": table.to_dict("records"), "out": out}
     )
     terminal.print_checked(table, fitted.threshold)
+    if out is not None:
+        terminal.out.print(f"report: {out.with_suffix('.html')}", soft_wrap=True, markup=False)
     if checked.rejected.any() and not exit_zero:
         raise typer.Exit(1)
 

@@ -69,11 +69,11 @@ def inspect(
         image_size=image_size, skip_broken=skip_broken,
     )  # fmt: skip
     require_same_classes(names, dataset.class_names, model)
-    with terminal.working("seeking the smallest perturbation of every class pair"):
-        inspection = method(classifier, dataset)
+    with terminal.counting_bar("class pairs") as on_pair:
+        inspection = method(classifier, dataset, on_pair=on_pair)
     inspection.write(out, overwrite=overwrite)
-    terminal.print_result({**inspection.summary(), "out": out})
+    terminal.print_result({**inspection.summary(), "out": out, "report": out / "report.html"})
     terminal.print_inspection(inspection)
-    terminal.out.print(f"written to {out}", soft_wrap=True, markup=False)
+    terminal.out.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)
     if inspection.verdict == "backdoored" and not exit_zero:
         raise typer.Exit(1)

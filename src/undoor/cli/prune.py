@@ -70,7 +70,8 @@ def prune(
     from undoor import terminal
     from undoor.attacks import read_attack
     from undoor.classifier import Classifier
-    from undoor.defenses.post_training.fine_pruning import FinePruning, refuse_network
+    from undoor.defenses.post_training.fine_pruning import FinePruning
+    from undoor.defenses.post_training.pruned import refuse_network
     from undoor.weights import Architecture, load_model, read_architecture, require_same_classes
 
     given = {"tolerance": tolerance, "epochs": epochs, "learning_rate": learning_rate}
@@ -93,18 +94,20 @@ def prune(
     clean = read_data(data, split=split, skip_broken=skip_broken, **columns)
     require_same_classes(names, clean.class_names, model)
     test_set = None if test is None else read_data(test, split="test", skip_broken=skip_broken, **columns)
-    with terminal.pruning_bar() as (on_batch, on_step):
-        result = defense(classifier, clean, on_batch=on_batch, on_step=on_step)
-    if test_set is not None:
-        with terminal.counting_bar("measuring") as on_batch:
-            result = _measured(result, test_set, planned, on_batch)
+    with terminal.stages("channels") as bar:
+        tuning = bar.training("fine-tuning")
+        result = defense(classifier, clean, on_batch=bar.counting("pruning"), on_step=tuning)
+        if test_set is not None:
+            bar.begin("measuring")
+            result = _measured(result, test_set, planned, bar.counting("measuring"))
     described = read_architecture(model) if model.suffix == ".safetensors" else None
     if described is None:
         described = Architecture(str(network), clean.images.shape[1:], clean.class_names, {})
     result.write(out, described, overwrite=overwrite)
-    terminal.print_result({**result.summary(), "network": out})
+    page = out.with_suffix(".html")
+    terminal.print_result({**result.summary(), "network": out, "report": page})
     terminal.print_pruned(result)
-    terminal.out.print(f"network: {out}", soft_wrap=True, markup=False)
+    terminal.out.print(f"network: {out}\nreport: {page}", soft_wrap=True, markup=False)
 
 
 def _measured(

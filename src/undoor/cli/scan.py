@@ -1,6 +1,7 @@
 """The commands ``undoor scan`` and ``undoor clean``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,19 +133,19 @@ def scan(
         image_size=image_size, skip_broken=skip_broken,
     )  # fmt: skip
     if given is None:
-        with terminal.training_bar() as on_step:
+        with terminal.stages("train") as bar:
             victim = fit_victim(
-                dataset, chosen, out / "victim.safetensors", network, overwrite=overwrite, on_step=on_step
+                dataset, chosen, out / "victim.safetensors", network, overwrite=overwrite, on_step=bar.training()
             )
         classifier = Classifier(victim, **options)
     else:
         require_same_classes(given[1], dataset.class_names, model)
-    with kept_until_done(out / "evidence.part") as folder:
-        with terminal.counting_bar("evidence") as on_batch:
-            findings = run(
-                classifier, dataset, defense, image_filter=h, batch_size=batch_size,
-                folder=folder, engine=chosen_engine, on_batch=on_batch,
-            )  # fmt: skip
+    with kept_until_done(out / "evidence.part") as folder, terminal.stages("evidence") as bar:
+        findings = run(
+            classifier, dataset, replace(defense, on_mixture=bar.counting("mixtures")), image_filter=h,
+            batch_size=batch_size, folder=folder, engine=chosen_engine, on_batch=bar.counting("evidence"),
+        )  # fmt: skip
+        bar.begin("report")
         write_findings(findings, dataset, h, out, overwrite=overwrite)
     if sarif is not None:
         write_text(sarif, json.dumps(sarif_log(findings, data), indent=2, ensure_ascii=False) + "\n")

@@ -59,8 +59,8 @@ def train(
     columns = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
     dataset = read_data(data, split=split, skip_broken=skip_broken, **columns)
     test_set = None if test is None else read_data(test, split="test", skip_broken=skip_broken, **columns)
-    with terminal.training_bar() as on_step:
-        model = fit_victim(dataset, chosen, out, network, overwrite=overwrite, on_step=on_step)
+    with terminal.stages("train") as bar:
+        model = fit_victim(dataset, chosen, out, network, overwrite=overwrite, on_step=bar.training())
     terminal.out.print(f"network: {out}", soft_wrap=True, markup=False)
     success = None
     if test_set is not None:

@@ -22,7 +22,7 @@ import undoor.reduction
 from undoor.attacks import Attack, poison, triggered
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, Truth
-from undoor.defenses.training_set.cluster_impurity import ClusterImpurity, Clusterings
+from undoor.defenses.training_set.cluster_impurity import EXECUTION, ClusterImpurity, Clusterings
 from undoor.evidence import Evidence, collect
 from undoor.experiments.condensed import condensed
 from undoor.experiments.examinations import Case, Examination, timed
@@ -435,7 +435,7 @@ def _plain_settings(defense: Any) -> Mapping[str, Any]:
     else:
         parts = {f.name: getattr(defense, f.name) for f in fields(defense) if not f.metadata.get("data")}
         given = {"class": type(defense).__name__, **{name: _settings(part) for name, part in parts.items()}}
-    return {name: _plain(value) for name, value in given.items() if name not in ("workers", "device")}
+    return {name: _plain(value) for name, value in given.items() if name not in EXECUTION}
 
 
 def _settings(part: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def demo(
     seed: int = 0,
     *,
     overwrite: bool = False,
-    on_stage: Callable[[str], None] = lambda _: None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[str, Step], None] = lambda *_: None,
+    on_count: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Demo:
     """Poison the digits, 7 → 0, train on them, scan, remove what is flagged, and retrain.
 
@@ -62,8 +63,8 @@ def demo(
         out: writes ``out/findings/`` and ``out/demo.json`` if given.
         seed: of everything that is random.
         overwrite: earlier results in ``out``.
-        on_stage: told the name of each stage as it begins.
-        on_step: called after every training step.
+        on_step: told the name of the stage, train or retrain, and each training step.
+        on_count: told the name of another stage, and how many of how many are done in it.
 
     """
     if out is not None:
@@ -71,20 +72,18 @@ def demo(
     seconds: dict[str, float] = {}
 
     def fit(stage: str, training_set: Dataset) -> nn.Module:
-        on_stage(stage)
         begun = time.perf_counter()
-        model = train(training_set, recipe(epochs=EPOCHS, seed=seed), on_step=on_step)
+        model = train(training_set, recipe(epochs=EPOCHS, seed=seed), on_step=partial(on_step, stage))
         seconds[stage] = time.perf_counter() - begun
         return model
 
-    on_stage("read")
     clean, test = read("digits"), read("digits", split="test")
     attack = Attack.one_pixel(clean, sources=[SOURCE], target=TARGET, count=COUNT, size=SIZE, seed=seed)
     poisoned = poison(clean, attack)
     model = fit("train", poisoned)
     before = measure(model, test, attack)
-    on_stage("scan")
-    findings = scan(model, poisoned, ClusterImpurity(seed=seed))
+    defense = ClusterImpurity(seed=seed, on_mixture=partial(on_count, "mixtures"))
+    findings = scan(model, poisoned, defense, on_batch=partial(on_count, "evidence"))
     seconds["scan"] = sum(findings.seconds.values())
     after = measure(fit("retrain", poisoned.take(~findings.flagged)), test, attack)
 

@@ -1,4 +1,4 @@
-"""What a store holds, for reading: ``README.md``, ``cells.parquet`` and figures, from the store alone."""
+"""What a store holds, for reading: ``README.md``, ``report.html``, ``cells.parquet`` and figures, from it alone."""
 
 import html
 import re
@@ -9,6 +9,7 @@ import pandas as pd
 
 from undoor.experiments import published
 from undoor.experiments.moments import EXPLAINED, inspections, moments
+from undoor.experiments.page import render_bench
 from undoor.experiments.store import Store, digest
 from undoor.experiments.tables import (
     MISSING,
@@ -50,7 +51,7 @@ italics says nothing about a defence."""
 
 
 def write_report(store: Store, suite_name: str, expected: Sequence[str] = (), *, dpi: int = 200) -> None:
-    """Write tables and figures of what the store holds of a suite into the store's folder.
+    """Write tables, figures and a page of what the store holds of a suite into the store's folder.
 
     Args:
         store: may be partial; what is missing is shown as –.
@@ -65,13 +66,16 @@ def write_report(store: Store, suite_name: str, expected: Sequence[str] = (), *,
     cells = pd.concat([frame([]), *(results.cells for results in every)])
     with atomic(store.root / "cells.parquet") as temporary:
         cells.to_parquet(temporary, index=False)
-    parts = [f"# Results of `undoor bench {suite_name}`", LEGEND, _progress(every, expected)]
+    told, drawn = _progress(every, expected), list[tuple[str, str]]()
+    parts = [f"# Results of `undoor bench {suite_name}`", LEGEND, told]
     for results in every:
         suffix = "" if len(every) == 1 else "-" + digest({"setting": results.setting})[:6]
         figures = write_figures(store.root / "figures", results, suffix, dpi)
+        drawn += figures
         parts += _sections(results, suite_name, expected)
         parts += ["### The networks", _networks(store, results)]
         parts += ["### Figures", *(f"![{name}](figures/{name}.svg)\n\n{caption}" for name, caption in figures)]
+    write_text(store.root / "report.html", render_bench(suite_name, every, told, drawn, store.root / "figures"))
     notes = store.root / "notes.md"
     if notes.exists():
         parts.append(notes.read_text(encoding="utf-8").rstrip())

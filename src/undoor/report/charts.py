@@ -1,17 +1,21 @@
 """Where the marks of the page's charts lie; the templates draw them as SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import copysign, sqrt
 from typing import Any
 
 import pandas as pd
 
 from undoor.findings import Findings
+from undoor.report.page import decimal, number
 
 ROWS = 40
-"""Classes on the axis of impurity, and half as many with curves: those with the highest impurity."""
+"""Rows of an axis, and half as many curves: of the classes with the highest impurity."""
 
 STEPS = sorted(digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5))
+SCALE = 0.8
+"""Of a mark that has no size."""
+
 ROOM = 0.09
 """Of the axis, between two ticks at least."""
 
@@ -20,35 +24,61 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 220, 120, 12, 22
 
 
 def impurity_axis(findings: Findings) -> dict[str, Any]:
-    """Return every cluster as a mark on one axis, a row a class, the most impure class first; places in per cent.
-
-    The axis shows square roots, so that clusters near 0 can be told apart beside poisoned ones.
-    """
+    """Return every cluster as a mark on one axis, a row a class, the most impure class first."""
     clusters = findings.clusters
-    low = _root(min(0.0, float(clusters["impurity"].min())))
-    high = _root(max(float(clusters["impurity"].max()), findings.threshold)) * 1.02 + 1e-9
+    rows = {}
+    order = clusters.groupby("class")["impurity"].max().sort_values(ascending=False, kind="stable").index
+    for label in order:
+        rows[findings.class_names[label]] = [
+            {
+                **row,
+                "value": row["impurity"],
+                "told": f"cluster {row['cluster']}: {number(row['size'])} images, impurity {decimal(row['impurity'])}",
+            }
+            for row in clusters[clusters["class"] == label].to_dict("records")
+        ]
+    return axis(rows, findings.threshold)
+
+
+def axis(rows: Mapping[str, Sequence[Mapping[str, Any]]], threshold: float | None = None) -> dict[str, Any]:
+    """Return marks on one axis, so many rows as have room; places in per cent.
+
+    The axis shows square roots, so that values near 0 can be told apart beside large ones.
+
+    Args:
+        rows: by their names, the marks of each: value, told (in words), flagged, size (where it has one;
+            its area grows with it) and what else the page is to know of it.
+        threshold: is drawn where there is one.
+
+    """
+    shown = {name: rows[name] for name in list(rows)[:ROWS]}
+    values = [mark["value"] for marks in rows.values() for mark in marks]
+    low = _root(min(0.0, *values))
+    high = _root(max(*values, 0.0 if threshold is None else threshold)) * 1.02 + 1e-9
 
     def place(value: float) -> float:
         return round(1 + 97 * (_root(value) - low) / (high - low), 2)
 
-    largest = clusters["size"].max()
-    rows = []
-    order = clusters.groupby("class")["impurity"].max().sort_values(ascending=False, kind="stable").index
-    for label in order[:ROWS]:
-        mine = clusters[clusters["class"] == label].to_dict("records")
-        marks = [
-            {**row, "x": place(row["impurity"]), "scale": round(0.5 + 0.9 * sqrt(row["size"] / largest), 2)}
-            for row in mine
-        ]
-        rows.append({"name": findings.class_names[label], "marks": marks})
-    ends = [place(findings.threshold)]
+    def scale(mark: Mapping[str, Any]) -> float:
+        return round(0.5 + 0.9 * sqrt(mark["size"] / largest), 2) if "size" in mark else SCALE
+
+    largest = max(mark.get("size", 0) for marks in shown.values() for mark in marks)
+    table = [
+        {
+            "name": name,
+            "marks": [{**mark, "x": place(mark["value"]), "scale": scale(mark)} for mark in marks],
+        }
+        for name, marks in shown.items()
+    ]
+    ends = [] if threshold is None else [place(threshold)]
     ticks = []
     for value in (0.0, *STEPS, *(-step for step in STEPS)):
         x = place(value)
         if 0 <= x <= 100 and all(abs(x - other) > 100 * ROOM for other in ends):
             ends.append(x)
             ticks.append({"x": x, "text": f"{value:g}".replace("-", "\N{MINUS SIGN}")})
-    return {"rows": rows, "left_out": len(order) - len(rows), "ticks": ticks, "threshold": ends[0]}
+    crossed = None if threshold is None else {"x": place(threshold), "text": decimal(threshold)}
+    return {"rows": table, "left_out": len(rows) - len(table), "ticks": ticks, "threshold": crossed}
 
 
 def bic_curves(findings: Findings) -> dict[str, Any]:

@@ -34,17 +34,20 @@ for (const table of all('table.sortable')) {
     });
   });
 }
-if ($('#filter')) {
-  const rows = all('#clusters tbody tr');
+// Forms that sift the rows of a table.
+for (const form of all('form.sieve')) {
+  const rows = all('tbody tr', document.getElementById(form.dataset.of));
+  const text = $('input[type=search]', form), only = $('input[type=checkbox]', form);
   const sift = () => {
-    const text = $('#filter').value.toLowerCase(), only = $('#only-flagged').checked;
+    const wanted = text.value.toLowerCase();
     for (const row of rows)
-      row.hidden = !row.textContent.toLowerCase().includes(text) || (only && !row.classList.contains('flagged'));
-    $('#filtered').textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} clusters`;
+      row.hidden = !row.textContent.toLowerCase().includes(wanted) || (only?.checked && !row.classList.contains('flagged'));
+    $('output', form).textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} rows`;
   };
-  $('#filter').addEventListener('input', sift);
-  $('#only-flagged').addEventListener('change', sift);
-  $('form.filter').addEventListener('submit', event => event.preventDefault());
+  text.addEventListener('input', sift);
+  only?.addEventListener('change', sift);
+  form.addEventListener('submit', event => event.preventDefault());
+  form.hidden = false;
   sift();
 }
 

@@ -63,6 +63,11 @@ def evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return chosen
 
 
+def encoded(images: NDArray[np.uint8]) -> list[bytes]:
+    """Return (N, C, H, W) images as PNG, those larger than ``LARGEST`` shown smaller."""
+    return [encode_png(image) for image in _shrunk(torch.from_numpy(np.asarray(images)).float() / 255)]
+
+
 def _changed(dataset: Dataset, rows: NDArray[np.int64], image_filter: Filter) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(np.asarray(dataset.images[rows])).float() / 255
     return images, image_filter(images) - images

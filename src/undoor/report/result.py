@@ -2,17 +2,42 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from undoor.report import charts, pictures
 from undoor.report.page import decimal, number, render
 
 ROWS = 1000
 """Of a table at most; the rest is in the files beside the page."""
 
+MARKS = 2000
+"""On an axis at most, all that are flagged before others, which are evenly spaced."""
+
 TOLD_ELSEWHERE = ("schema_version", "defense", "method", "verdict", "settings", "seed", "seconds", "versions")
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Values that can be compared, as marks on one axis.
+
+    Args:
+        heading: of the section.
+        caption: what a mark is, and what a high value means.
+        measure: the name of the values.
+        marks: one row a mark; columns row (the name of the line it is on), value, told (in words), flagged.
+        threshold: above it a mark is flagged; None where there is none.
+
+    """
+
+    heading: str
+    caption: str
+    measure: str
+    marks: pd.DataFrame
+    threshold: float | None = None
 
 
 def render_result(
@@ -21,8 +46,12 @@ def render_result(
     summary: Mapping[str, Any],
     *,
     alarming: bool,
+    heading: str = "Verdict",
+    notes: Sequence[str] = (),
+    axis: Axis | None = None,
     tables: Mapping[str, pd.DataFrame] | None = None,
-    pictures: Sequence[tuple[str, bytes]] = (),
+    marked_by: str = "",
+    images: Sequence[tuple[str, bytes]] = (),
 ) -> str:
     """Return a result as one HTML file, from the templates of the findings' report.
 
@@ -32,8 +61,12 @@ def render_result(
         summary: plain values, as a result's ``summary()`` returns; settings, seed, seconds and versions are shown
             as the origin of the result, all else as facts.
         alarming: whether the verdict is shown as an alarm.
+        heading: what the verdict is.
+        notes: further sentences below the verdict.
+        axis: the values that the verdict rests on.
         tables: by their captions; can be sorted by every column.
-        pictures: caption and PNG of each.
+        marked_by: the column of truth values by which rows of the tables that have it stand out.
+        images: caption and PNG of each.
 
     """
     facts = {name: value for name, value in summary.items() if name not in TOLD_ELSEWHERE}
@@ -42,17 +75,32 @@ def render_result(
         verdict=verdict,
         lead=lead,
         alarming=alarming,
+        heading=heading,
+        notes=notes,
+        axis=None if axis is None or not len(axis.marks) else charts.axis(_rows(axis.marks), axis.threshold),
+        axis_heading="" if axis is None else axis.heading,
+        axis_caption="" if axis is None else axis.caption,
+        measure="" if axis is None else axis.measure,
         facts=facts,
         summary={"settings": {}, "seconds": {}, "versions": {}, **summary},
-        tables=[_table(caption, frame) for caption, frame in (tables or {}).items()],
+        tables=[_table(caption, frame, marked_by) for caption, frame in (tables or {}).items()],
         pictures=[
             {"caption": caption, "uri": "data:image/png;base64," + base64.b64encode(content).decode("ascii")}
-            for caption, content in pictures
+            for caption, content in images
         ],
     )
 
 
-def _table(caption: str, frame: pd.DataFrame) -> dict[str, Any]:
+def _rows(marks: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return the marks by their row, the row with the highest value first."""
+    flagged, others = (np.flatnonzero(marks["flagged"] == which) for which in (True, False))
+    shown = np.concatenate([flagged[:MARKS], pictures.evenly(others, max(MARKS - len(flagged), 0))])
+    some = marks.iloc[np.sort(shown)]
+    order = some.groupby("row")["value"].max().sort_values(ascending=False, kind="stable").index
+    return {str(name): some[some["row"] == name].to_dict("records") for name in order}
+
+
+def _table(caption: str, frame: pd.DataFrame, marked_by: str) -> dict[str, Any]:
     kinds = ["n" if _is_number(frame[name]) else "" for name in frame]
     shown = frame.head(ROWS)
     return {
@@ -60,6 +108,8 @@ def _table(caption: str, frame: pd.DataFrame) -> dict[str, Any]:
         "columns": [(str(name).replace("_", " "), kind) for name, kind in zip(frame, kinds, strict=True)],
         "rows": [[_cell(value) for value in row] for row in shown.itertuples(index=False)],
         "left_out": len(frame) - len(shown),
+        "marked_by": marked_by if marked_by in frame else "",
+        "marked": shown[marked_by].tolist() if marked_by in frame else [],
     }
 
 
@@ -75,8 +125,10 @@ def _cell(value: Any) -> str | tuple[str, float]:
         return number(int(value)), int(value)
     if isinstance(value, float | np.floating):
         exact = float(value)
+        if np.isnan(exact):
+            return "–", -np.inf
         if not np.isfinite(exact):
-            return str(exact), -np.inf
+            return str(exact), exact
         small = exact != 0 and abs(exact) < 1e-3
         return f"{exact:.2e}" if small else decimal(exact, 4), exact
-    return "" if value is None else str(value)
+    return "" if value is None or value is pd.NA else str(value)

@@ -6,12 +6,10 @@ with the clean task. Some clean images are needed; neither the training set nor 
 """
 
 import copy
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -30,14 +28,11 @@ from undoor.defenses.post_training.channels import (
     parameters_of,
     silence,
 )
+from undoor.defenses.post_training.pruned import Pruned
 from undoor.errors import UndoorError
-from undoor.files import staged
-from undoor.findings import SCHEMA_VERSION, versions
 from undoor.metrics import accuracy
 from undoor.recipes import Recipe
-from undoor.report.curve import write_curve
 from undoor.training import Job, Step, train_many
-from undoor.weights import Architecture, save_model
 
 FEWEST = 3
 """Clean images of a class: one is held out, and fine-tuning needs two."""
@@ -97,7 +92,7 @@ class FinePruning:
         *,
         on_batch: Callable[[int, int], None] | None = None,
         on_step: Callable[[Step], None] | None = None,
-    ) -> "Pruned":
+    ) -> Pruned:
         """Prune and fine-tune a copy of the network; the given one stays as it is.
 
         Args:
@@ -149,7 +144,7 @@ class FinePruning:
             }
         )
         return Pruned(
-            self,
+            asdict(self),
             channels,
             order,
             count,
@@ -201,112 +196,6 @@ def most_within(accuracies: NDArray[np.float64], tolerance: float) -> int:
     # Shares of a few hundred images: what should be equal may differ in the last bit.
     fallen = np.flatnonzero(accuracies < accuracies[0] - tolerance - 1e-9)
     return int(fallen[0]) - 1 if len(fallen) else len(accuracies) - 1
-
-
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """What Fine-Pruning made of a network.
-
-    Args:
-        settings: of the defence.
-        channels: those of the pruned layer.
-        order: (C,), the channels in the order in which they are pruned.
-        count: how many of them are pruned.
-        curve: one row for 0 … C pruned channels; columns pruned, share, channel (the last one pruned; −1 for
-            none), activation (its mean on clean images; not a number for none) and accuracy (on the clean images
-            held out).
-        before: a copy of the network as it was, with its scaling.
-        pruned: after pruning.
-        tuned: after fine-tuning: the repaired network.
-        accuracies: on the clean images held out, of the three.
-        images_tuning: number of clean images for ranking and fine-tuning.
-        images_held_out: number of clean images for accuracy.
-        seconds: by stage.
-        measured: what the experimenter knows of the three networks, such as clean accuracy and attack success
-            rate on test images; None where nothing is known. Filled in after the defence has finished.
-
-    """
-
-    settings: FinePruning
-    channels: Channels
-    order: NDArray[np.int64]
-    count: int
-    curve: pd.DataFrame
-    before: Classifier
-    pruned: Classifier
-    tuned: Classifier
-    accuracies: Mapping[str, float]
-    images_tuning: int
-    images_held_out: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    measured: Mapping[str, Any] | None = None
-
-    def at(self, count: int) -> Classifier:
-        """Return the network with the first ``count`` channels of the order pruned, and not fine-tuned."""
-        classifier = copy.deepcopy(self.before)
-        silence(classifier.model, self.channels, self.order[:count])
-        return classifier
-
-    def decisions_along(
-        self, images: NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
-    ) -> NDArray[np.int64]:
-        """Return the decisions (C + 1, N) on (N, C, H, W) uint8 images of every network along the curve."""
-        return decisions_along(self.before, self.channels, self.order, images, on_batch)
-
-    def against(self, measured: Mapping[str, Any], success_along: Sequence[float] | None = None) -> "Pruned":
-        """Return this result with what an experimenter measured.
-
-        Args:
-            measured: of the networks before, pruned and tuned, by these names.
-            success_along: (C + 1,) attack success rates along the curve.
-
-        """
-        curve = self.curve if success_along is None else self.curve.assign(attack_success_rate=success_along)
-        return replace(self, measured=measured, curve=curve)
-
-    def summary(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "defense": "fine_pruning",
-            "layer": self.channels.convolution,
-            "norms": list(self.channels.norms),
-            "channels": self.channels.count,
-            "pruned": self.order[: self.count].tolist(),
-            "accuracy": dict(self.accuracies),
-            "images": {"tuning": self.images_tuning, "held_out": self.images_held_out},
-            "settings": asdict(self.settings),
-            "seed": self.settings.seed,
-            "versions": versions(),
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
-            "measured": None if self.measured is None else dict(self.measured),
-        }
-
-    def write(self, path: Path, architecture: Architecture, *, overwrite: bool = False) -> None:
-        """Write the repaired network to ``path``, and the curve (Parquet, SVG, PNG) and the summary (JSON) beside it.
-
-        Args:
-            path: NAME.safetensors; the others are NAME-curve.parquet, NAME-curve.svg, NAME-curve.png, NAME.json.
-            architecture: what the file is to say of the network; how it was repaired is added.
-            overwrite: replace files of an earlier run.
-
-        """
-        refuse_network(path, overwrite)
-        described = replace(architecture, recipe={**architecture.recipe, "fine_pruning": asdict(self.settings)})
-        with staged(path.parent, last=path.name) as folder:
-            self.curve.to_parquet(folder / f"{path.stem}-curve.parquet", index=False)
-            write_curve(self.curve, self.count, self.settings.tolerance, folder / f"{path.stem}-curve")
-            text = json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n"
-            (folder / f"{path.stem}.json").write_text(text, encoding="utf-8")
-            save_model(self.tuned.model, described, folder / path.name)
-
-
-def refuse_network(path: Path, overwrite: bool) -> None:
-    """Raise if a network cannot be written to ``path``, or another file is there that may not be replaced."""
-    if path.suffix != ".safetensors":
-        raise UndoorError(f"{path} should end in .safetensors; choose such a name for --out")
-    if path.exists() and not overwrite:
-        raise UndoorError(f"{path} exists already; choose another --out or add --overwrite")
 
 
 def _split(clean: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

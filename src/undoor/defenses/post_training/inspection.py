@@ -16,8 +16,12 @@ from undoor.defenses.post_training.gamma_null import Inference, Rule
 from undoor.files import staged
 from undoor.findings import SCHEMA_VERSION, refuse_findings, versions
 from undoor.readers.images import encode_png
+from undoor.report import Axis, render_result
 
 PAIR_COLUMNS = ("source", "target", "norm", "rate", "r", "reached", "steps", "p", "detected")
+
+SHOWN = 6
+"""Pairs whose pictures are in the report: detected ones before others, the closest first."""
 
 PICTURE = 160
 """Pixels, at least, of the longer side of each of the three parts of a picture."""
@@ -118,8 +122,58 @@ class Inspection:
         safe = re.sub(r"[^A-Za-z0-9_]+", "_", name)[:60]
         return safe if safe == name else f"{safe}{self.class_names.index(name)}"
 
+    def _pair(self, row: int) -> tuple[str, str]:
+        source, target = (str(self.pairs[end].iloc[row]) for end in ("source", "target"))
+        return source, target
+
+    def _picture(self, row: int) -> bytes:
+        example = self.examples[self.class_names.index(self._pair(row)[0])]
+        return encode_png(picture(self.perturbations[row], example))
+
+    def report(self) -> str:
+        """Return the inspection as one HTML file: the verdict, every pair on one axis, pictures of the closest."""
+        pairs, other = self.pairs, next(rule for rule in self.inferences if rule != self.rule)
+        lead = "No class pair is so close that chance would not explain it."
+        if self.target is not None:
+            shortest = pairs.loc[pairs["detected"], "norm"].min()
+            others = pairs.loc[pairs["target"] != self.target, "norm"].min()
+            lead = (
+                f"A change of length {shortest:.2f} is enough to send images of {', '.join(self.sources)} to "
+                f"{self.target}; other targets need {others:.2f} or more."
+            )
+        notes = [
+            f"How sure: p = {self.p:.3g} by rule {self.rule}, which decides, and p = {self.inferences[other].p:.3g} by "
+            f"rule {other}; a backdoor is detected at p ≤ {self.level}.",
+            "Sources are all classes that reach the target as easily, whether or not the attacker used them.",
+        ]
+        if self.target is None:
+            notes[1:] = ["“Clean” means that this method found nothing, not that nothing is there."]
+        told = [f"from {row.source}: length {row.norm:.2f}" for row in pairs.itertuples()]
+        marks = pd.DataFrame({"row": pairs["target"], "value": pairs["r"], "told": told, "flagged": pairs["detected"]})
+        axis = Axis(
+            "Every class pair by how close it is",
+            "A line a target, a mark a source: 1/‖v‖₂ of the smallest change v, of images in [0, 1], that sends the "
+            "source's images to the target. A backdoor brings its pairs close.",
+            "1/‖v‖₂",
+            marks,
+        )
+        order = pairs.sort_values(["detected", "norm"], ascending=[False, True], kind="stable").index[:SHOWN]
+        images = [
+            (
+                f"{' → '.join(self._pair(row))}: v amplified around grey; an image without it; and with it. "
+                f"‖v‖₂ = {pairs['norm'].iloc[row]:.3f}.",
+                self._picture(row),
+            )
+            for row in order
+        ]
+        return render_result(
+            self.verdict, lead, self.summary(), alarming=self.target is not None, notes=notes, axis=axis,
+            tables={"Class pairs, the closest first": pairs.sort_values("norm", kind="stable")}, marked_by="detected",
+            images=images,
+        )  # fmt: skip
+
     def write(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write pairs, perturbations, a picture of every detected pair's, and ``summary.json``, which comes last.
+        """Write pairs, perturbations, a picture of every detected pair's, the report and ``summary.json``, the last.
 
         A picture shows v around grey, amplified, beside an image of the source class without it and with it.
         """
@@ -127,11 +181,11 @@ class Inspection:
         with staged(folder, last="summary.json") as temporary:
             self.pairs.to_parquet(temporary / "pairs.parquet", index=False)
             save_file({"perturbations": self.perturbations}, temporary / "perturbations.safetensors")
-            for row in np.flatnonzero(self.pairs["detected"]):
-                source, target = (str(self.pairs[end].iloc[row]) for end in ("source", "target"))
-                example = self.examples[self.class_names.index(source)]
+            for row in np.flatnonzero(self.pairs["detected"]).tolist():
+                source, target = self._pair(row)
                 name = f"perturbation-{self._file_name(source)}-{self._file_name(target)}.png"
-                (temporary / name).write_bytes(encode_png(picture(self.perturbations[row], example)))
+                (temporary / name).write_bytes(self._picture(row))
+            (temporary / "report.html").write_text(self.report(), encoding="utf-8")
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             (temporary / "summary.json").write_text(text, encoding="utf-8")
 

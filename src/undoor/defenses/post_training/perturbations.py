@@ -19,6 +19,7 @@ from undoor.errors import UndoorError
 Forward = Callable[[Tensor], Tensor]
 Pair = tuple[int, int]
 Images = Mapping[int, Tensor]
+OnPair = Callable[[int, int], None]
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -111,12 +112,14 @@ class Descent:
         batch_size: int,
         seed: int,
         leaving: Images | None = None,
+        on_pair: OnPair | None = None,
     ) -> Perturbations:
         """Return the perturbations of the ``pairs``; ``images[s]`` are the (n, C, H, W) images of class s.
 
         All pairs take their steps together, and those that are done drop out. With ``leaving[t]``, images of class t,
         some of which may be poisoned, v is also to send these away when it is subtracted, as in arXiv 2010.07489:
-        the mean of −log(1 − p_t(x − v)) over them is added to the loss.
+        the mean of −log(1 − p_t(x − v)) over them is added to the loss. ``on_pair`` is told about how many of how many
+        pairs are done: one under way counts in part, by the steps that it may still take.
 
         Raises:
             UndoorError: if the gradients vanish or are not finite.
@@ -143,6 +146,8 @@ class Descent:
             turned *= _wide(norms / lengths(turned).clamp_min(TINY))
             state.v[rows] = torch.where(_wide(reached), turned, free)
             rows = rows[~reached | (state.pace[rows] >= self.last_pace)]
+            if on_pair is not None:
+                on_pair(round(len(pairs) - len(rows) * (1 - (step + 1) / self.steps)), len(pairs))
             if not len(rows):
                 break
         return state.result()
@@ -171,6 +176,7 @@ class RandomDirection:
         share: float,
         batch_size: int,
         seed: int,
+        on_pair: OnPair | None = None,
     ) -> Perturbations:
         """Return the scaled patterns, one for every pair, as ``Descent`` does."""
         image = images[pairs[0][0]][0]
@@ -181,7 +187,7 @@ class RandomDirection:
         unit /= _wide(lengths(unit))
         norms = torch.full((len(pairs),), self.first * largest, device=image.device)
         rows = torch.arange(len(pairs), device=image.device)
-        for _ in range(self.steps):
+        for step in range(self.steps):
             state.v[rows] = _wide(norms[rows]) * unit[rows]
             todo = [pairs[row] for row in rows.tolist()]
             shares, _ = _look(forward, images, todo, state.v[rows], batch_size, slopes=False)
@@ -190,6 +196,8 @@ class RandomDirection:
             beyond = ~reached & (norms[rows] >= largest)
             norms[rows] *= torch.exp(torch.where(hit, -1, 1) * state.pace[rows])
             rows = rows[~beyond & (state.pace[rows] >= self.last_pace)]
+            if on_pair is not None:
+                on_pair(round(len(pairs) - len(rows) * (1 - (step + 1) / self.steps)), len(pairs))
             if not len(rows):
                 break
         return state.result()

@@ -19,7 +19,7 @@ from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.post_training.gamma_null import Inference, Rule, infer
 from undoor.defenses.post_training.inspection import PAIR_COLUMNS, Inspection
-from undoor.defenses.post_training.perturbations import Descent, Forward, Images, Pair, Perturbations
+from undoor.defenses.post_training.perturbations import Descent, Forward, Images, OnPair, Pair, Perturbations
 from undoor.errors import UndoorError
 
 CANDIDATES = 4
@@ -37,8 +37,10 @@ class Search(Protocol):
         share: float,
         batch_size: int,
         seed: int,
+        *,
+        on_pair: OnPair | None = None,
     ) -> Perturbations:
-        """Return the perturbations of the pairs."""
+        """Return the perturbations of the pairs; tell ``on_pair`` about how many of how many are found."""
         ...
 
 
@@ -77,8 +79,10 @@ class ReverseEngineering:
             if not 0 < value <= 1:
                 raise UndoorError(f"the {name} is {value}; give a number above 0, up to 1")
 
-    def __call__(self, classifier: Classifier, dataset: Dataset, /) -> Inspection:
+    def __call__(self, classifier: Classifier, dataset: Dataset, /, *, on_pair: OnPair | None = None) -> Inspection:
         """Inspect the network with clean images; the network stays as it is.
+
+        ``on_pair`` is told about how many of how many class pairs are done.
 
         Raises:
             UndoorError: if there are fewer than three classes, a class without an image that is decided as labelled,
@@ -87,7 +91,8 @@ class ReverseEngineering:
         """
         begun = time.perf_counter()
         drawn = {label: self._draw(classifier, dataset, label) for label in range(len(dataset.class_names))}
-        return self.inspect(classifier, drawn, dataset.class_names, {"images": time.perf_counter() - begun})
+        seconds = {"images": time.perf_counter() - begun}
+        return self.inspect(classifier, drawn, dataset.class_names, seconds, on_pair)
 
     def inspect(
         self,
@@ -95,6 +100,7 @@ class ReverseEngineering:
         images: Mapping[int, NDArray[np.uint8]],
         class_names: Sequence[str],
         seconds: Mapping[str, float],
+        on_pair: OnPair | None = None,
     ) -> Inspection:
         """Inspect the network with the given images, (n, C, H, W) by label, all of which it decides as labelled.
 
@@ -110,7 +116,7 @@ class ReverseEngineering:
         with classifier.frozen() as forward:
             scaled = {label: classifier.scale(some) for label, some in images.items()}
             _require_logits(forward, scaled, len(class_names))
-            found = self.search(forward, scaled, pairs, self.share, self.batch_size, self.seed)
+            found = self.search(forward, scaled, pairs, self.share, self.batch_size, self.seed, on_pair=on_pair)
         sought = time.perf_counter()
         places = list(permutations(range(len(names)), 2))
         r = np.full((len(names), len(names)), np.nan)

@@ -3,5 +3,6 @@
 from undoor.defenses.test_time.ada import Ada
 from undoor.defenses.test_time.controls import max_softmax
 from undoor.defenses.test_time.guard import Checked, Guard, classifier_layer
+from undoor.defenses.test_time.page import render_checked
 
-__all__ = ["Ada", "Checked", "Guard", "classifier_layer", "max_softmax"]
+__all__ = ["Ada", "Checked", "Guard", "classifier_layer", "max_softmax", "render_checked"]

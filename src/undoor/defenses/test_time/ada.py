@@ -73,21 +73,27 @@ class Ada:
         clean: Dataset,
         *,
         batch_size: int = BATCH_SIZE,
-        on_stage: Callable[[str], None] | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
+        on_layer: Callable[[int, int], None] | None = None,
     ) -> Guard:
         """Fit the nulls and the threshold on clean images, which the network should not have been trained on.
+
+        Args:
+            classifier: the network.
+            clean: images of every class.
+            batch_size: images a forward pass.
+            on_batch: told how many of how many images have gone through the network.
+            on_layer: told then how many of how many layers are fitted.
 
         Raises:
             UndoorError: a class without clean images or without any that is decided rightly, fewer than two classes,
                 too few images for the false-positive rate, a network for other classes, an unknown layer.
 
         """
-        tell = on_stage or (lambda _: None)
         self._require(clean)
         begun = time.perf_counter()
-        tell("features of the clean images")
         layers = self.layers or _default_layers(classifier, clean)
-        inputs, logits = layer_outputs(classifier, clean.images, layers, batch_size)
+        inputs, logits = layer_outputs(classifier, clean.images, layers, batch_size, on_batch)
         if logits.shape[1] != len(clean.class_names):
             raise UndoorError(
                 f"the model tells {logits.shape[1]} classes apart, the data set has {len(clean.class_names)}; "
@@ -95,9 +101,10 @@ class Ada:
             )
         seen = time.perf_counter()
         fitted, held = self._split(clean, logits.argmax(axis=1))
-        nulls = []
+        nulls: list[Null] = []
         for layer, values in zip(layers, inputs, strict=True):
-            tell(f"null of layer {layer}")
+            if on_layer is not None:
+                on_layer(len(nulls), len(layers))
             nulls.append(self._null(layer, values[fitted], clean.labels[fitted], len(clean.class_names)))
         raw = raw_statistics(nulls, [values[held] for values in inputs], logits[held], self.statistic)
         centres = np.median(raw, axis=1)

@@ -1,7 +1,7 @@
 """A guard: what clean images look like inside one network, and from where on a query is refused."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -114,8 +114,16 @@ class Guard:
         """Return the statistic, (N,), of (N, C, H, W) uint8 images; high = suspicious."""
         return self.check(images, batch_size).statistic
 
-    def check(self, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Checked:
+    def check(
+        self,
+        images: NDArray[np.uint8],
+        batch_size: int = BATCH_SIZE,
+        *,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> Checked:
         """Return decisions, statistic and what to refuse of (N, C, H, W) uint8 images.
+
+        ``on_batch`` is told how many of how many images are done.
 
         Raises:
             UndoorError: the images are not of the shape that the guard was fitted on.
@@ -126,7 +134,7 @@ class Guard:
                 f"the queries are {images.dtype} of shape {images.shape}, the guard was fitted on uint8 of shape "
                 f"{('N', *self.shape)}; bring them to that size"
             )
-        inputs, logits = layer_outputs(self.classifier, images, self.layers, batch_size)
+        inputs, logits = layer_outputs(self.classifier, images, self.layers, batch_size, on_batch)
         decisions = logits.argmax(axis=1)
         raw = raw_statistics(self.nulls, inputs, logits, self.kind)
         statistic = ((raw - self.centres[:, None]) / self.scales[:, None]).max(axis=0)
@@ -204,7 +212,11 @@ def classifier_layer(path: Path) -> str | None:
 
 
 def layer_outputs(
-    classifier: Classifier, images: NDArray[np.uint8], layers: Sequence[str], batch_size: int = BATCH_SIZE
+    classifier: Classifier,
+    images: NDArray[np.uint8],
+    layers: Sequence[str],
+    batch_size: int = BATCH_SIZE,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
     """Return what goes into every layer, L arrays (N, t), and the logits (N, K), on (N, C, H, W) uint8 images."""
     inputs: list[list[Tensor]] = [[] for _ in layers]
@@ -217,6 +229,8 @@ def layer_outputs(
                 if name not in seen:
                     raise UndoorError(f"layer {name!r} does not run in the forward pass; watch another")
                 parts.append(seen[name].clone())  # a view would keep all it was cut from
+            if on_batch is not None:
+                on_batch(min(len(logits) * batch_size, len(images)), len(images))
     if not logits:
         raise UndoorError("there is no image to look at; give one or more")
     arrays = [torch.cat(parts).cpu().numpy() for parts in (logits, *inputs)]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import count
 from math import log1p
 from typing import Any, Literal, Self
 
@@ -29,6 +30,9 @@ Find = Callable[[MixtureSettings], Clusterings]
 THRESHOLDS: dict[Decision, float] = {"confident": 0.15, "plain": 0.5}
 """In nats. 0.5 is the authors'. 0.15 is passed when more than 1 − e^−0.15, a seventh, of a cluster's decisions change
 with confidence: as half of all images reach the median, when more than a quarter of its images are given back."""
+
+EXECUTION = ("workers", "device", "on_mixture")
+"""Fields of the defence that say how it is computed; what is found does not depend on them."""
 
 CONFIDENCE = 0.99
 """Of the two-sided interval whose lower end keeps small clusters from being flagged by chance."""
@@ -114,6 +118,7 @@ class ClusterImpurity:
         seed: of the mixtures.
         workers: an engine, or threads, that fit the mixtures of different classes; None takes a thread per core.
         device: on "cuda" the mixtures of all classes are fitted at once; by default the processor's cores share them.
+        on_mixture: told how many of how many mixtures are fitted.
 
     """
 
@@ -127,6 +132,7 @@ class ClusterImpurity:
     seed: int = 0
     workers: Workers = None
     device: str = "cpu"
+    on_mixture: Callable[[int, int], None] | None = None
 
     @classmethod
     def poster(cls, **options: Any) -> Self:
@@ -153,12 +159,9 @@ class ClusterImpurity:
         """
         begun = time.perf_counter()
         filter_name, filtered = self._filtered(evidence)
-        find = find or partial(self.cluster, evidence)
-        looks = [(self.mixture, find(self.mixture))]
-        few, t = replace(self.mixture, dimensions="few"), evidence.plain.features.shape[1]
-        sizes = np.bincount(evidence.labels).tolist()
-        if self.second_look and any(few.dimensions_of(n, t) < self.mixture.dimensions_of(n, t) for n in sizes if n):
-            looks.append((few, find(few)))
+        mixtures = self._mixtures(evidence)
+        find = find or self._finder(evidence, len(mixtures))
+        looks = [(mixture, find(mixture)) for mixture in mixtures]
         clustered = time.perf_counter()
         changed = self._changed(evidence, filtered)
 
@@ -171,7 +174,7 @@ class ClusterImpurity:
                 clustering = clusterings[label]
                 if clustering is None or any(row["flagged"] for row in rows):
                     break
-                d = mixture.dimensions_of(len(mine), t)
+                d = mixture.dimensions_of(len(mine), evidence.plain.features.shape[1])
                 curves += [(label, look, d, k, criterion) for k, criterion in enumerate(clustering.criteria, 1)]
                 seen = self._look(evidence, filtered, changed, label, mine, clustering)
                 seen = [{**row, "look": look} for row in seen]
@@ -193,7 +196,8 @@ class ClusterImpurity:
                 "flagged": of_sample["flagged"].to_numpy(),
             }
         )
-        settings = {name: value for name, value in asdict(self).items() if name not in ("seed", "workers", "device")}
+        kept = asdict(replace(self, workers=None, on_mixture=None))  # neither is to be copied
+        settings = {name: value for name, value in kept.items() if name not in ("seed", *EXECUTION)}
         return Findings(
             "cluster_impurity",
             samples,
@@ -206,6 +210,22 @@ class ClusterImpurity:
             curves=curve_table(curves),
         )
 
+    def _mixtures(self, evidence: Evidence) -> list[MixtureSettings]:
+        """Return how the mixtures of each look are fitted; a second look is taken where it can see something else."""
+        few, t = replace(self.mixture, dimensions="few"), evidence.plain.features.shape[1]
+        sizes = np.bincount(evidence.labels).tolist()
+        if self.second_look and any(few.dimensions_of(n, t) < self.mixture.dimensions_of(n, t) for n in sizes if n):
+            return [self.mixture, few]
+        return [self.mixture]
+
+    def _finder(self, evidence: Evidence, looks: int) -> Find:
+        """Return what fits the mixtures of a look and tells how many of all are done."""
+        total, done, tell = looks * len(np.unique(evidence.labels)), count(1), self.on_mixture
+        if tell is None:
+            return partial(self.cluster, evidence)
+        tell(0, total)
+        return partial(self.cluster, evidence, on_class=lambda: tell(next(done), total))
+
     def _filtered(self, evidence: Evidence) -> tuple[str, Outputs]:
         name = self.filter_name or next(iter(evidence.filtered), "")
         if name not in evidence.filtered:
@@ -215,13 +235,19 @@ class ClusterImpurity:
             )
         return name, evidence.filtered[name]
 
-    def cluster(self, evidence: Evidence, mixture: MixtureSettings) -> Clusterings:
-        """Return the mixture of every class, None for a class without images; the filter plays no part in it."""
+    def cluster(
+        self, evidence: Evidence, mixture: MixtureSettings, on_class: Callable[[], None] = lambda: None
+    ) -> Clusterings:
+        """Return the mixture of every class, None for a class without images; the filter plays no part in it.
+
+        ``on_class`` is called after every class, where they are fitted one by one.
+        """
         members = _members(evidence)
         # One class after another: the features of all may not fit into memory at once.
         present = (evidence.plain.features[mine] for mine in members if len(mine))
         if self.device == "cpu":
-            fitted = iter(map_items(partial(cluster, settings=mixture, seed=self.seed), present, self.workers))
+            fit = partial(cluster, settings=mixture, seed=self.seed)
+            fitted = iter(map_items(fit, present, self.workers, on_class))
         else:
             fitted = iter(cluster_classes(list(present), mixture, self.seed, self.device, self.workers))
         return [next(fitted) if len(mine) else None for mine in members]

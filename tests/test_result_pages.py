@@ -1,0 +1,149 @@
+"""The pages of an inspection, a guard's check, pruning and a bench: each of a real result."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import make_dataset
+from test_report import Collector
+from undoor.classifier import Classifier
+from undoor.dataset import Dataset
+from undoor.defenses.post_training import Descent, FinePruning, ReverseEngineering
+from undoor.defenses.test_time import Ada, render_checked
+from undoor.experiments.page import render_bench
+from undoor.experiments.store import Store
+from undoor.experiments.tables import read_results
+from undoor.report import Axis, render_result
+from undoor.report.result import MARKS
+from undoor.weights import Architecture
+
+NAMES = ("<script>alert(1)</script>", "class'1\"", "Möwe")
+QUICK = Path(__file__).parents[1] / "results" / "quick"
+
+
+@pytest.fixture(scope="module")
+def results(network, tmp_path_factory):
+    """Results on a small network, and the page of each by its name."""
+    folder = tmp_path_factory.mktemp("results")
+    classifier = Classifier(network)
+    clean = replace(make_dataset(n_per_class=30, seed=1), class_names=NAMES)
+    inspection = ReverseEngineering(images=4, search=Descent(steps=15))(classifier, clean)
+    inspection.write(folder / "inspection")
+    # As if the closest pair were a backdoor: the page does not ask who says so.
+    closest = inspection.pairs["norm"] == inspection.pairs["norm"].min()
+    source, target = (NAMES.index(inspection.pairs.loc[closest, end].iloc[0]) for end in ("source", "target"))
+    by_pair = np.ones((3, 3))
+    by_pair[source, target] = 0.001
+    found = {"A": inspection.inferences["A"], "B": inspection.inferences["B"]._replace(p=0.001, by_pair=by_pair)}
+    backdoored = replace(inspection, inferences=found, pairs=inspection.pairs.assign(detected=closest))
+
+    guard = Ada(false_positive_rate=0.2).fit(classifier, clean)
+    queries = make_dataset(n_per_class=40, seed=2).images.copy()
+    queries[::9] = np.random.default_rng(0).integers(0, 256, queries[::9].shape, dtype=np.uint8)
+    ids = np.array([f'{k}/it\'s "{k}" & <b>é</b>.png' for k in range(len(queries))])
+    checked = guard.check(queries)
+
+    pruned = FinePruning(epochs=1, learning_rate=1e-4)(classifier, clean)
+    described = Architecture("small-cnn", clean.images.shape[1:], NAMES, {})
+    pruned.write(folder / "repaired.safetensors", described)
+
+    every = read_results(Store(QUICK), "quick")
+    figures = [(path.stem, f"Figure {path.stem}.") for path in sorted((QUICK / "figures").glob("*.png"))]
+    return {
+        "clean inspection": (inspection, (folder / "inspection" / "report.html").read_text("utf-8")),
+        "inspection": (backdoored, backdoored.report()),
+        "check": (checked, render_checked(guard, checked, queries, ids)),
+        "pruning": (pruned, (folder / "repaired.html").read_text("utf-8")),
+        "bench": (every, render_bench("quick", every, "All is done.", figures, QUICK / "figures")),
+    }
+
+
+PAGES = ("clean inspection", "inspection", "check", "pruning", "bench")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_whole_small_and_keep_names_as_text(results, name):
+    html = results[name][1]
+    page = Collector(html)
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    assert len(html.encode()) < 6_000_000
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", html)
+    if name != "bench":
+        assert NAMES[0] in page.text or name == "pruning"
+    assert "torch" in page.text
+    images = re.findall(r"data:image/png;base64,([\w+/=]+)", html)
+    assert images
+    assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
+
+
+def test_the_page_of_an_inspection(results):
+    inspection, html = results["inspection"]
+    page = Collector(html)
+    assert "Verdict: backdoored" in " ".join(page.text.split())
+    row = inspection.pairs[inspection.pairs["detected"]].iloc[0]
+    assert f"images of {row['source']} to {row['target']}" in page.text
+    assert f"{row['norm']:.2f}" in page.text
+    marks = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("class") == "dot"]
+    assert len(marks) == len(inspection.pairs) == 6
+    assert sum(attrs.get("class") == "flagged" for tag, attrs in page.tags if tag == "tr") == 1
+    assert "Verdict: clean" in " ".join(Collector(results["clean inspection"][1]).text.split())
+
+
+def test_the_page_of_a_check_shows_what_is_refused(results):
+    checked, html = results["check"]
+    page = Collector(html)
+    rejected = int(checked.rejected.sum())
+    assert 0 < rejected < len(checked.rejected)
+    assert f"{rejected} of {len(checked.rejected)} queries should be refused." in page.text
+    figures = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len([one for one in figures if one["src"].startswith("data:image/png")]) == rejected
+    assert sum(attrs.get("class") == "flagged" for tag, attrs in page.tags if tag == "tr") == rejected
+
+
+def test_the_page_of_pruning(results):
+    pruned, html = results["pruning"]
+    text = Collector(html).text
+    assert f"{pruned.count} of {pruned.channels.count} channels of {pruned.channels.convolution} are pruned" in text
+    assert f"{pruned.accuracies['before']:.4f} before, {pruned.accuracies['tuned']:.4f} after" in text
+    measured = {name: {"clean_accuracy": 0.5, "attack_success_rate": None} for name in pruned.accuracies}
+    assert list(pruned.against(measured).table()) == ["network", "accuracy_on_images_held_out", "clean_accuracy"]
+
+
+def test_the_page_of_a_bench_holds_every_finding(results):
+    every, html = results["bench"]
+    rows = [attrs for tag, attrs in Collector(html).tags if tag == "tr"]
+    shown = sum(min(len(one.cells), 1000) + len(one.victims) for one in every)
+    assert len(rows) > shown > 100
+    assert "cells.parquet" not in html.split("<main")[0]
+
+
+def test_an_axis_shows_all_that_is_flagged_and_others_evenly():
+    n = MARKS + 500
+    marks = pd.DataFrame({"row": "a", "value": np.arange(n) / n, "told": [f"mark {k}" for k in range(n)]})
+    marks["flagged"] = marks.index % 100 == 0
+    axis = Axis("Marks", "All of them.", "value", marks, 0.5)
+    html = render_result("done", "", {}, alarming=False, axis=axis)
+    shown = [attrs for tag, attrs in Collector(html).tags if tag == "svg" and attrs.get("class") == "dot"]
+    assert len(shown) == MARKS
+    assert html.count('class="mark flagged"') == marks["flagged"].sum() + 1  # and the key
+    assert "threshold 0.500" in html
+    assert "section" in html
+    none = render_result("done", "", {}, alarming=False, axis=replace(axis, marks=marks[:0]))
+    assert 'id="axis"' not in none
+
+
+def test_check_writes_the_table_and_the_page(network, tmp_path):
+    classifier = Classifier(network)
+    clean = make_dataset(n_per_class=30, seed=1)
+    guard = Ada(false_positive_rate=0.2).fit(classifier, clean)
+    summary = json.loads(json.dumps(guard.summary()))
+    assert summary["settings"]["false_positive_rate"] == 0.2
+    some = Dataset(clean.images[:1], clean.labels[:1], clean.class_names, clean.ids[:1])
+    html = render_checked(guard, guard.check(some.images), some.images, some.ids)
+    assert "of 1 queries should be refused" in Collector(html).text
