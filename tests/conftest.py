@@ -9,6 +9,7 @@ import torch
 
 from undoor.dataset import Dataset, row_ids
 from undoor.evidence import Evidence, Outputs
+from undoor.experiments.demo import demo
 from undoor.mixture import MixtureSettings
 from undoor.recipes import PRESETS
 from undoor.training import train
@@ -58,6 +59,17 @@ def dataset() -> Dataset:
 def network() -> torch.nn.Module:
     """A network that has learned ``make_dataset``."""
     return train(make_dataset(n_per_class=40), replace(PRESETS["fast"], epochs=8, batch_size=16))
+
+
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory):
+    """The demonstration, the folder it wrote, and the names of its stages, one a call."""
+    folder, stages = tmp_path_factory.mktemp("demonstration"), []
+
+    def show(stage, *_):
+        stages.append(stage)
+
+    return demo(folder, seed=1, on_step=show, on_count=show), folder, stages
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ def test_what_is_written_is_the_repaired_network_and_how_it_came_about(tmp_path)
     described = Architecture("test_fine_pruning:backdoored", (1, 12, 12), clean.class_names, {"epochs": 3})
     path = tmp_path / "new" / "m.safetensors"
     found.write(path, described)
-    names = ("m-curve.parquet", "m-curve.png", "m-curve.svg", "m.json", "m.safetensors")
+    names = ("m-curve.parquet", "m-curve.png", "m-curve.svg", "m.html", "m.json", "m.safetensors")
     assert sorted(file.name for file in path.parent.iterdir()) == list(names)
     loaded, classes = load_model(path, described.network)
     assert classes == clean.class_names

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +18,12 @@ from test_result_pages import PAGES, results  # noqa: F401 - a fixture
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.filters import Average
 from undoor.report import render_report
+from undoor.scanning import write_findings
 from undoor.viewing import viewed
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
 
+VICTIMS, VICTIM = Path(__file__).parents[1] / "results" / "paper" / "victims", "multiple-source-0.25-s0"
 NAMES = ("<script>alert(1)</script>", "class'1\"", "Möwe", "鳥")
 PAPER = {"light": (255, 255, 255), "dark": (22, 24, 28), "print": (255, 255, 255)}
 FLAGGED = {"light": (213, 94, 0), "dark": (255, 138, 60), "print": (213, 94, 0)}
@@ -396,3 +399,45 @@ def test_tables_of_other_results_can_be_sifted(fresh, results):  # noqa: F811
         == rejected
     )
     assert texts(fresh, ".sieve output") == [f"{rejected} of {len(results['check'][0].rejected)} rows"]
+
+
+@pytest.fixture(scope="module")
+def cifar(real_data, tmp_path_factory):
+    """The report of a scan of real images: a part of CIFAR-10 with all poisons, by a network trained on the whole."""
+    (path,) = (path for path in sorted(VICTIMS.glob("*.json")) if json.loads(path.read_text())["name"] == VICTIM)
+    planned = json.loads(path.read_text())["attack"]
+    attack = undoor.Attack(undoor.OnePixel(**planned.pop("trigger")), **planned)
+    poisoned = undoor.poison(undoor.read(real_data / "cifar10"), attack)
+    clean = np.flatnonzero(~poisoned.truth.poisoned)
+    some = poisoned.take(np.concatenate([clean[::6], np.flatnonzero(poisoned.truth.poisoned)]))
+    model, _ = undoor.load_model(path.with_suffix(".safetensors"))
+    findings = undoor.scan(model, some)
+    assert findings.classes_flagged == (attack.target,)
+    folder = tmp_path_factory.mktemp("cifar")
+    write_findings(findings, some, Average(), folder)
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("kind", ["digits", "cifar"])
+def test_screenshots_of_real_scans(fresh, tmp_path, kind, request):
+    """Of the demonstration on the digits, and of CIFAR-10."""
+    if kind == "cifar":
+        path = request.getfixturevalue("cifar")
+    else:
+        path = request.getfixturevalue("demonstration")[1] / "findings" / "report.html"
+    assert path.stat().st_size < 6_000_000
+    fresh.browser.get_log("browser")
+    fresh.browser.get(path.as_uri())
+    wait(lambda: fresh.run("return document.documentElement.dataset.ready"))
+    assert fresh.browser.get_log("browser") == []
+    for mode, width in (("light", 1200), ("dark", 1200), ("light", 400), ("print", 700)):
+        pixels = screenshot(fresh, mode, width, tmp_path / f"{kind}-{mode}-{width}.png")
+        assert fresh.run(LAYOUT) == []
+        assert [entry for entry in fresh.run(CONTRASTS)["texts"] if entry[0] < 4.5] == []
+        box = fresh.run("return document.querySelector('.axis .mark.flagged').getBoundingClientRect().toJSON()")
+        middle = pixels[int(box["y"] + box["height"] / 2), int(box["x"] + box["width"] / 2)]
+        assert np.abs(middle - FLAGGED[mode]).max() < 6
+        for image in fresh.run("return [...document.querySelectorAll('.sheet li:first-child img')]"
+                               ".slice(0, 3).map(e => e.getBoundingClientRect().toJSON())"):  # fmt: skip
+            top, left = int(image["y"]), int(image["x"])
+            assert pixels[top : top + int(image["height"]), left : left + int(image["width"])].std() > 3

@@ -16,7 +16,7 @@ STEPS = sorted(digit * 10.0**power for power in range(-3, 5) for digit in (1, 2,
 SCALE = 0.8
 """Of a mark that has no size."""
 
-ROOM = 0.09
+ROOM = 0.13
 """Of the axis, between two ticks at least."""
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 220, 120, 12, 22
