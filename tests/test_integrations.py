@@ -1,6 +1,7 @@
 """Findings where users already work, each with the real thing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ from undoor.errors import UndoorError, UndoorNotice
 from undoor.findings import Findings
 from undoor.integrations import from_dataset, issues, sarif_log, to_dataset
 from undoor.integrations.sarif import LOCATIONS, address
+from undoor.readers.images import encode_png
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +261,30 @@ def test_from_a_data_set_of_files_with_columns_of_other_names(tmp_path, dataset)
 def test_from_what_is_no_single_data_set(given):
     with pytest.raises(UndoorError, match=r"give a datasets\.Dataset, one split"):
         from_dataset(given)
+
+
+def test_a_notebook_shows_clusters_with_pictures(planted, findings):
+    from test_report import Collector
+
+    plain = findings._repr_html_()
+    assert "<img" not in plain
+    data = make_dataset(n_per_class=20, channels=3)
+    hostile = replace(findings, pictures={}, class_names=("a", "<script>alert(1)</script>", "c", "d"))
+    hostile = replace(hostile, clusters=hostile.clusters.assign(class_name="<script>alert(1)</script>"))
+    shown = replace(hostile, pictures={row: encode_png(data.images[row % 60]) for row in range(len(findings.samples))})
+    page = Collector(shown._repr_html_())
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert "<script>alert(1)</script>" in page.text
+    rows = min(len(findings.clusters), 8)
+    assert sum(tag == "tr" for tag, _ in page.tags) == rows + 1
+    assert sum(tag == "img" for tag, _ in page.tags) == 6 * rows
+    assert f"{findings.flagged.sum()} of {len(findings.samples)} images flagged" in page.text
+    classes = Collector(SpectralSignatures()(planted.evidence)._repr_html_())
+    assert sum(tag == "tr" for tag, _ in classes.tags) == 5
+    assert "highest score" in classes.text
+
+
+def test_a_scan_brings_its_pictures(network):
+    data = make_dataset(n_per_class=30)
+    found = undoor.scan(network, data, ClusterImpurity(**QUICKLY))
+    assert found._repr_html_().count("<img") == sum(min(size, 6) for size in found.clusters["size"])

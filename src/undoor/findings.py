@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from undoor import notebook
 from undoor.errors import UndoorError, first_line
 from undoor.files import staged
 from undoor.metrics import DetectionCounts, detection
@@ -71,6 +72,7 @@ class Findings:
             dimensions (of the features in that look), components, criterion (in nats, the lowest wins).
         image_filter: the name of the filter whose decisions are in the column filtered; empty where there is none.
         versions: of everything that can have changed the result.
+        pictures: PNG of some samples, by row, for notebooks; they are not written.
 
     """
 
@@ -86,6 +88,7 @@ class Findings:
     curves: pd.DataFrame = field(default_factory=curve_table)
     image_filter: str = ""
     versions: Mapping[str, str] = field(default_factory=versions)
+    pictures: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
     def flagged(self) -> NDArray[np.bool_]:
@@ -102,6 +105,13 @@ class Findings:
         """The names of the classes in which something is flagged."""
         labels = self.samples.loc[self.flagged, "label"].unique()
         return tuple(self.class_names[label] for label in sorted(labels))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        where = f" in class {', '.join(self.classes_flagged)}" if self.flagged.any() else ""
+        lead = f"{self.flagged.sum()} of {len(self.samples)} images flagged{where}; threshold {self.threshold:.3f}"
+        rows = notebook.groups(self.samples, self.clusters, self.class_names)
+        return notebook.render(self.verdict, lead, rows, self.pictures)
 
     def against(self, poisoned: NDArray[np.bool_]) -> "Findings":
         """Return these findings with their hits and false alarms counted against the truth, (N,) bool."""

@@ -4,10 +4,13 @@ import ast
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
+from undoor import notebook
 from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
@@ -19,6 +22,7 @@ from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
 from undoor.findings import Findings, read_findings
 from undoor.metrics import accuracy
 from undoor.report import render_report
+from undoor.report.pictures import encoded, evenly
 from undoor.viewing import viewed
 
 LEARNED = 0.9
@@ -70,7 +74,15 @@ def scan(
     findings = defense(evidence)
     if dataset.truth is not None:
         findings = findings.against(dataset.truth.poisoned)
-    return viewed(findings, evidence, str(image_filter)).timed({"evidence": collected})
+    findings = viewed(findings, evidence, str(image_filter)).timed({"evidence": collected})
+    return replace(findings, pictures=_pictures(findings, dataset))
+
+
+def _pictures(findings: Findings, dataset: Dataset) -> dict[int, bytes]:
+    """Return pictures of some samples for every row that a notebook shows."""
+    shown = notebook.groups(findings.samples, findings.clusters, findings.class_names)[: notebook.ROWS]
+    rows = np.concatenate([evenly(members, notebook.PICTURES) for _, members in shown])
+    return dict(zip(rows.tolist(), encoded(np.asarray(dataset.images[rows])), strict=True))
 
 
 def write_findings(
