@@ -74,7 +74,7 @@ def axis(rows: Mapping[str, Sequence[Mapping[str, Any]]], threshold: float | Non
     ticks = []
     for value in (0.0, *STEPS, *(-step for step in STEPS)):
         x = place(value)
-        if 0 <= x <= 100 and all(abs(x - other) > 100 * ROOM for other in ends):
+        if 0 <= x <= 96 and all(abs(x - other) > 100 * ROOM for other in ends):
             ends.append(x)
             ticks.append({"x": x, "text": f"{value:g}".replace("-", "\N{MINUS SIGN}")})
     crossed = None if threshold is None else {"x": place(threshold), "text": decimal(threshold)}
