@@ -11,7 +11,8 @@ from undoor.errors import UndoorError
 from undoor.experiments import cells as cells_module
 from undoor.experiments import suites
 from undoor.experiments.bench import Bench
-from undoor.experiments.cells import Cell, Contender, Experiment, Known, Setting, retrained_key, slug
+from undoor.experiments.cells import Cell, Experiment, Setting, retrained_key, slug
+from undoor.experiments.contenders import Contender, Known
 from undoor.experiments.store import Store, unpack
 from undoor.experiments.suites import CI, CONTENDERS, EXRE, Suite, suite
 from undoor.filters import Average, Median

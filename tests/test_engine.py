@@ -19,7 +19,7 @@ from undoor.engine import Engine, as_finished, map_items, one_thread
 from undoor.errors import UndoorError
 from undoor.evidence import collect
 from undoor.experiments.bench import Bench
-from undoor.experiments.cells import Contender
+from undoor.experiments.contenders import Contender
 from undoor.experiments.store import Store
 from undoor.filters import Average
 

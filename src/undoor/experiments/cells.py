@@ -3,8 +3,8 @@
 import platform
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
@@ -22,9 +22,10 @@ import undoor.reduction
 from undoor.attacks import Attack, poison, triggered
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, Truth
-from undoor.defenses.training_set.cluster_impurity import EXECUTION, ClusterImpurity, Clusterings
+from undoor.defenses.training_set.cluster_impurity import ClusterImpurity, Clusterings
 from undoor.evidence import Evidence, collect
 from undoor.experiments.condensed import condensed
+from undoor.experiments.contenders import Contender, Known, plain_settings
 from undoor.experiments.examinations import Case, Examination, timed
 from undoor.experiments.measure import measure
 from undoor.experiments.store import Result, Store, code_digest, digest, hardware, unpack
@@ -74,54 +75,6 @@ class Cell:
         """Such as ``multiple-source-0.25-s0``."""
         size = "" if self.scenario == "clean" else f"-{self.size:.2f}"
         return f"{self.scenario}{size}{'' if self.keep_originals else '-replaced'}-s{self.seed}"
-
-
-@dataclass
-class Known:
-    """What an experimenter has, and what he knows and a defender does not.
-
-    Defenders have the images and the network too; all else is for controls and oracle settings alone.
-    """
-
-    seed: int
-    poisoned: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    target: str | None
-    retrain: Callable[[NDArray[np.bool_]], NDArray[np.int64]]
-    network: Callable[[], Classifier]
-    images: NDArray[np.uint8]
-    flagged: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The attacked class, as the oracle settings want it."""
-        return () if self.target is None else (self.target,)
-
-    @property
-    def poisoned_share(self) -> float:
-        """ε: poisoned images in the target class, as a share of that class."""
-        of_target = np.isin(self.labels, np.unique(self.labels[self.poisoned]))
-        return float(self.poisoned.sum() / max(of_target.sum(), 1))
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A defence with its settings, as one row of the tables.
-
-    Args:
-        name: of the row.
-        build: returns the defence; only controls and oracle settings look at what is known.
-        oracle: whether the settings rest on something no defender knows.
-        retrain: whether the network is trained again without what is flagged.
-        image_filter: whose outputs the defence sees.
-
-    """
-
-    name: str
-    build: Callable[[Known], Callable[[Evidence], Findings]]
-    oracle: bool = False
-    retrain: bool = False
-    image_filter: Filter = Average()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True)
@@ -299,7 +252,7 @@ class Experiment:
     def findings(self, contender: Contender, known: Known) -> Result:
         """Run a defence and count its hits and false alarms against the truth."""
         defense = contender.build(known)
-        settings = _plain_settings(defense)
+        settings = plain_settings(defense)
         depends = digest(
             {
                 "filter": str(contender.image_filter),
@@ -426,25 +379,3 @@ def retrained_key(found: Result) -> str:
 
 def _module(defense: Any) -> Any:
     return import_module(getattr(defense, "func", type(defense)).__module__)
-
-
-def _plain_settings(defense: Any) -> Mapping[str, Any]:
-    """Return what a defence was built with, as plain values."""
-    if hasattr(defense, "keywords"):
-        given = {"function": defense.func.__name__, **defense.keywords}
-    else:
-        parts = {f.name: getattr(defense, f.name) for f in fields(defense) if not f.metadata.get("data")}
-        given = {"class": type(defense).__name__, **{name: _settings(part) for name, part in parts.items()}}
-    return {name: _plain(value) for name, value in given.items() if name not in EXECUTION}
-
-
-def _settings(part: Any) -> Any:
-    return asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return digest({"array": value.tolist()})
-    if callable(value):
-        return "callable"
-    return list(value) if isinstance(value, tuple) else value

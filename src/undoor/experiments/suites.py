@@ -18,7 +18,8 @@ from undoor.defenses.training_set.spectral_signatures import (
     authors_share,
 )
 from undoor.errors import UndoorError
-from undoor.experiments.cells import Cell, Contender, Setting
+from undoor.experiments.cells import Cell, Setting
+from undoor.experiments.contenders import Contender
 from undoor.experiments.examinations import EXAMINATIONS, Examination
 from undoor.filters import Average, Filter, Median, Noise, Quantise
 from undoor.readers import read
