@@ -12,7 +12,7 @@ from undoor.experiments import cells as cells_module
 from undoor.experiments import suites
 from undoor.experiments.bench import Bench
 from undoor.experiments.cells import Cell, Experiment, Setting, retrained_key, slug
-from undoor.experiments.contenders import Contender, Known
+from undoor.experiments.contenders import Contender, Known, plain_settings
 from undoor.experiments.store import Store, unpack
 from undoor.experiments.suites import CI, CONTENDERS, EXRE, Suite, suite
 from undoor.filters import Average, Median
@@ -202,18 +202,14 @@ def known(poisoned, target="class2"):
 def test_only_oracle_settings_depend_on_the_truth(contender):
     first = known(np.arange(60) >= 50)
     second = known(np.arange(60) < 30, target="class0")
-    one, other = (cells_module._plain_settings(contender.build(k)) for k in (first, second))
+    one, other = (plain_settings(contender.build(k)) for k in (first, second))
     assert one == other
 
 
 def test_oracle_settings_are_marked():
     marked = {c.name for c in CONTENDERS if c.oracle}
     first, second = known(np.arange(60) >= 50), known(np.arange(60) < 30, target="class0")
-    differ = {
-        c.name
-        for c in CONTENDERS
-        if cells_module._plain_settings(c.build(first)) != cells_module._plain_settings(c.build(second))
-    }
+    differ = {c.name for c in CONTENDERS if plain_settings(c.build(first)) != plain_settings(c.build(second))}
     assert marked == differ
 
 
