@@ -328,7 +328,7 @@ def main() -> None:
 
 def watch(name: str, seconds: int) -> int:
     """Fuzz one target in processes of its own, a new one where one died; return the number of faults it has shown."""
-    before, executions, deaths = set(FOUND.glob(f"{name}-*")), 0, 0
+    before, executions, deaths = found_of(name), 0, 0
     end = time.monotonic() + seconds
     FOUND.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(WORK), os.environ.get("PYTHONPATH", "")])}
@@ -342,7 +342,7 @@ def watch(name: str, seconds: int) -> int:
             (FOUND / f"{name}-death-{deaths}.log").write_text(ended.stderr[-20_000:], encoding="utf-8")
             if not counted:  # it never began
                 break
-    new = set(FOUND.glob(f"{name}-*")) - before
+    new = found_of(name) - before
     print(
         f"{name}: {executions} executions, {len(new)} new findings",
         *sorted(p.name for p in new),
@@ -350,6 +350,11 @@ def watch(name: str, seconds: int) -> int:
         flush=True,
     )
     return len(new)
+
+
+def found_of(name: str) -> set[Path]:
+    """Return the inputs that a target has failed on; beside each lies what was raised, as text."""
+    return {path for path in FOUND.glob(f"{name}-*") if path.suffix != ".txt"}
 
 
 def fuzz(name: str, seconds: int) -> None:

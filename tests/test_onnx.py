@@ -146,7 +146,9 @@ def test_weights_that_are_listed_as_inputs_are_no_inputs(tmp_path):
 
 
 def test_a_network_travels_and_its_body_tells_it_apart(tmp_path):
+    before = torch.random.get_rng_state()
     network = load_model(saved(graph(HEAD, PLAIN), tmp_path))[0]
+    assert torch.equal(torch.random.get_rng_state(), before)
     images = torch.rand(3, 1, 12, 12)
     for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert torch.equal(other(images), network(images))
@@ -170,8 +172,7 @@ def lines():
     constant = ("Constant", [], "w", {"value": outside})
     inner = helper.make_graph([], "inner", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "k"])])
     foreign = graph(HEAD, PLAIN)
-    foreign.graph.node[0].domain = "com.example"
-    foreign.opset_import.append(helper.make_opsetid("com.example", 1))
+    foreign.graph.node[0].domain = "com.\nexample"  # fuzzed: a name is a text of the file's choice
     function = graph(HEAD, PLAIN)
     function.functions.append(helper.make_function("", "Mine", ["a"], ["b"], [], [helper.make_opsetid("", 18)]))
     sparse = graph(HEAD, PLAIN)
@@ -187,8 +188,8 @@ def lines():
     return {
         "weights elsewhere": (graph(HEAD, [outside]), "names other files"),
         "a constant elsewhere": (graph([constant, *HEAD]), "names other files"),
-        "a foreign operator": (foreign, "calls Flatten of the domain com.example"),
-        "a loop": (graph([("Loop", ["", ""], "y", {"body": inner})]), "a loop or a branch"),
+        "a foreign operator": (foreign, r"calls 'Flatten' of the domain 'com.\\nexample'"),
+        "a loop": (graph([("Loop\n", ["", ""], "y", {"body": inner})]), "a loop or a branch"),
         "a branch": (
             graph([("If", ["x"], "y", {"then_branch": inner, "else_branch": inner})]), "a loop or a branch",
         ),

@@ -136,13 +136,13 @@ def _refuse(model: Any, path: Path) -> None:
     for node in graph.node:
         if node.domain not in STANDARD:
             raise UndoorError(
-                f"{path} calls {node.op_type} of the domain {node.domain}, and only operators of ONNX itself are run; "
-                "export the network without it"
+                f"{path} calls {node.op_type!r} of the domain {node.domain!r}, and only operators of ONNX itself are "
+                "run; export the network without it"
             )
     for node, attribute in attributes:
         if attribute.HasField("g") or attribute.graphs:
             raise UndoorError(
-                f"{path} holds a loop or a branch ({node.op_type}), which can run for ever; "
+                f"{path} holds a loop or a branch ({node.op_type!r}), which can run for ever; "
                 "export a network that has none"
             )
     sparse = any(one.HasField("sparse_tensor") or one.sparse_tensors for _, one in attributes)
@@ -180,7 +180,7 @@ def _taken_apart(model: Any, path: Path) -> OnnxNetwork:
         opset_imports=[opset for opset in model.opset_import if opset.domain in STANDARD],
         ir_version=model.ir_version,
     )
-    head = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float32)
+    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])  # which draws no random numbers
     head.load_state_dict({"weight": torch.from_numpy(weight.copy()), "bias": torch.from_numpy(bias.copy())})
     return OnnxNetwork(body.SerializeToString(), batch, head)
 
