@@ -180,7 +180,9 @@ def _taken_apart(model: Any, path: Path) -> OnnxNetwork:
         opset_imports=[opset for opset in model.opset_import if opset.domain in STANDARD],
         ir_version=model.ir_version,
     )
-    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])  # which draws no random numbers
+    head = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, weight.shape[1], weight.shape[0]
+    )  # which draws no random numbers
     head.load_state_dict({"weight": torch.from_numpy(weight.copy()), "bias": torch.from_numpy(bias.copy())})
     return OnnxNetwork(body.SerializeToString(), batch, head)
 
