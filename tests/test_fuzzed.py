@@ -1,4 +1,7 @@
-"""The inputs of ``make fuzz``: what its corpus begins with is read, and what it has found ends in one line."""
+"""The inputs of ``make fuzz``: what its corpus begins with is read, and what it has found ends in one line.
+
+What it has found lies in ``fuzzed``, TARGET-WHAT a file.
+"""
 
 import importlib
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 from undoor.errors import UndoorError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FOUND = sorted((Path(__file__).parent / "fuzzed").iterdir())
 
 
 @pytest.fixture
@@ -38,3 +42,11 @@ def test_the_corpus_begins_with_whole_files(name, fuzz, tmp_path):
         except UndoorError:
             continue
     assert read
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
+def test_what_was_found_is_one_line_now(path, fuzz, tmp_path):
+    (target,) = (name for name in TARGETS if path.name.startswith(f"{name}-"))
+    with pytest.raises(UndoorError) as raised:
+        fuzz.TARGETS[target].use(path.read_bytes(), tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
