@@ -170,7 +170,7 @@ pictures = hnp.arrays(
 
 
 @given(filters, pictures)
-@always(100)
+@always(60)
 def test_filters_keep_shape_and_range_and_see_one_image_at_a_time(h, images):
     given_images = images.clone()
     filtered = h(images)
@@ -185,7 +185,7 @@ def test_filters_keep_shape_and_range_and_see_one_image_at_a_time(h, images):
 
 
 @given(filters.filter(lambda h: not isinstance(h, Noise) and getattr(h, "edge", "") != "zero"), pictures)
-@always(80)
+@always(50)
 def test_filters_keep_constants_and_commute_with_the_order_of_channels(h, images):
     level = images.flatten()[0]
     constant = torch.full_like(images, float(level))
@@ -231,7 +231,7 @@ def begun(rows, labels, k, ridge=1e-3):
 
 
 @given(rows_and_parts())
-@always(40)
+@always(25)
 def test_em_climbs_and_its_densities_are_gaussian(drawn):
     rows, labels, k = drawn
     # Without a ridge no step of EM can lower the likelihood; with one, by no more than the ridge accounts for.
@@ -326,7 +326,7 @@ def test_whitening_turns_and_stretches_and_keeps_the_volume(drawn):
     hnp.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(-3, 3).map(float)),
     st.randoms(use_true_random=False),
 )
-@always(25)
+@always(15)
 def test_any_class_is_clustered_and_its_order_does_not_matter(features, random):
     found = cluster(features, MixtureSettings(restarts=1, max_components=4), 0)
     distinct = len(np.unique(features, axis=0))
