@@ -1,8 +1,9 @@
 # Everything happens in .venv; `make demo` and `make test` need nothing but Python 3.11 or later.
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check format docs bench bench-art clean
+.PHONY: demo test check format docs bench bench-art fuzz clean
 
 demo: .venv/installed
 	$(BIN)/undoor demo --out build/demo --overwrite
@@ -30,6 +31,10 @@ bench: .venv/installed
 bench-art: .venv/installed
 	$(BIN)/python benchmarks/against_art.py
 
+# Mutated files for every reader and loader; what is found lies in build/fuzz/found, and ends it.
+fuzz: build/fuzz/installed
+	$(BIN)/python benchmarks/fuzz.py --seconds $(FUZZ_SECONDS)
+
 # torch comes first and alone: the constraint picks the CPU build wherever one is at hand.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,6 +44,10 @@ bench-art: .venv/installed
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+build/fuzz/installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade --target build/fuzz atheris
 	touch $@
 
 clean:

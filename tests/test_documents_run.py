@@ -79,7 +79,7 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
     assert 2 * len(blocks(page, *languages)) == page.read_text(encoding="utf-8").count("```")
 
 
-@pytest.mark.filterwarnings("ignore::undoor.errors.UndoorNotice")
+@pytest.mark.filterwarnings("ignore::undoor.errors.UndoorNotice", "ignore:.*LeafSpec:FutureWarning")  # torch's exporter
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_a_guide_runs_from_top_to_bottom(page, desk, command, request, capsys):
     needs = "README's first lines" in page.read_text(encoding="utf-8")

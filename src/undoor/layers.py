@@ -73,5 +73,8 @@ def deep_layers(model: nn.Module, forward: Callable[[], object], count: int) -> 
             handle.remove()
     deep = list(dict.fromkeys(reversed([name for name in order if name != order[0]])))[:count]
     if not deep:
-        raise UndoorError("the model has no layer with weights behind its first one; name the layers to watch")
+        raise UndoorError(
+            "the model has no layer with weights behind its first one; name the layers to watch "
+            "(an ONNX network has 'head' alone)"
+        )
     return tuple(reversed(deep))

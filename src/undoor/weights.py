@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from undoor.errors import UndoorError, first_line
 from undoor.files import atomic
 from undoor.networks import NETWORKS, build_network
+from undoor.onnx_network import load_onnx
 
 EXECUTABLE = {".pkl", ".pickle", ".pt2", ".joblib", ".mar"}
 
@@ -72,15 +73,19 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
     """Return a network with the weights in ``path``, and its class names where the file knows them.
 
     Args:
-        path: a ``.safetensors`` file, or a checkpoint of nothing but tensors (``.pt``, ``.pth``, ``.bin``).
-            Files that run code when they are loaded are refused.
+        path: a ``.safetensors`` file, a checkpoint of nothing but tensors (``.pt``, ``.pth``, ``.bin``), or an
+            ``.onnx`` file. Files that run code when they are loaded are refused.
         network: a name from ``NETWORKS`` or ``package.module:factory``, a function without arguments that
-            returns the ``nn.Module``; not needed for files written by ``undoor train``.
+            returns the ``nn.Module``; not needed for files written by ``undoor train``, nor for ``.onnx``.
 
     """
     path = Path(path)
     if not path.is_file():
         raise UndoorError(f"{path} is no file; give the weights of a model, a .safetensors file")
+    if path.suffix == ".onnx":
+        if network is not None:
+            raise UndoorError(f"{path} holds its network itself; leave --network {network} out")
+        return load_onnx(path), None
     if path.suffix == ".safetensors":
         architecture = read_architecture(path)
         if network is not None and network not in NETWORKS:

@@ -1,7 +1,9 @@
 """NumPy archives with ``images`` and ``labels``."""
 
 import zipfile
+import zlib
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -9,6 +11,12 @@ from undoor.dataset import Dataset, row_ids
 from undoor.errors import UndoorError, first_line
 from undoor.readers.arrays import dataset_from_arrays
 from undoor.readers.options import ReadOptions
+
+# What zipfile and numpy, which takes headers for Python, raise on broken files.
+_BROKEN = (
+    OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError, TokenError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def accepts(path: Path) -> bool:
@@ -24,10 +32,11 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise UndoorError(f"{path} is no .npz of plain arrays: {first_line(error)}") from error
     if not {"images", "labels"} <= arrays.keys():
-        raise UndoorError(f"{path} holds {', '.join(arrays) or 'nothing'}; it must hold images and labels")
+        held = ", ".join(map(repr, arrays)) or "nothing"
+        raise UndoorError(f"{path} holds {held}; it must hold images and labels")
     names = arrays.get("class_names")
     ids = arrays.get("ids")
     return dataset_from_arrays(

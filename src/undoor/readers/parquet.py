@@ -39,6 +39,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     """Read a Parquet file or the shards of one split."""
     try:
         table = pa.concat_tables([pq.read_table(file) for file in shards(path, options.split)])
+        table.validate(full=True)  # texts that are none, and places outside of what is there
     except (pa.ArrowException, OSError) as error:
         raise UndoorError(f"{path} is not whole Parquet: {first_line(error)}") from error
     return dataset_from_table(table, str(path), options)

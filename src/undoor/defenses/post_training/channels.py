@@ -97,7 +97,10 @@ def find_channels(classifier: Classifier, images: NDArray[np.uint8], layer: str 
 
 def _refuse(layer: str | None, modules: dict[str, nn.Module], convolutions: list[str]) -> None:
     if not convolutions:
-        raise UndoorError("the network has no convolution (nn.Conv2d): there are no channels to prune")
+        raise UndoorError(
+            "the network has no convolution (nn.Conv2d): there are no channels to prune; "
+            "of an ONNX network, give the PyTorch form"
+        )
     if layer is not None and layer not in convolutions:
         what = f"is a {type(modules[layer]).__name__}, no convolution" if layer in modules else "does not exist"
         raise UndoorError(f"the layer {layer!r} {what}; the network's convolutions: {_listed(convolutions)}")
