@@ -75,8 +75,15 @@ def _below(folder: Path) -> list[Path]:
             raise UndoorError(f"{folder} holds folders more than {DEPTH} deep within one another; flatten them")
         with os.scandir(place) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if _is_folder(entry):
                     waiting.append((place / entry.name, depth + 1))
                 elif Path(entry.name).suffix.lower() in extensions:
                     found.append(place / entry.name)
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
