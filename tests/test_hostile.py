@@ -73,7 +73,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server():
     here = Path(__file__).parent
-    alone = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
     command = [sys.executable, str(here / "hostile" / "runner.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

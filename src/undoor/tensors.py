@@ -80,17 +80,18 @@ class _Storage:
 
 def _rehearse(file: BinaryIO, room: int) -> Any:
     """Go through a pickle; its storages have to fit into ``room`` bytes, and its tensors into their storages."""
-    held: dict[str, int] = {}
+    held: dict[str | bytes, int] = {}
     left = room
 
     def storage(described: Any) -> _Storage:
         nonlocal left
         kind, of, key, _, count = described[:5]
-        if kind != "storage" or not isinstance(count, int) or not isinstance(key, str | int) or count < 0:
+        if kind not in ("storage", b"storage") or not isinstance(count, int) or count < 0:  # bytes: of Python 2
             raise ValueError("it refers to something that is no storage")
         made = _Storage(of.function.element, count)
-        left -= max(made.element * count - held.get(str(key), 0), 0)
-        held[str(key)] = max(made.element * count, held.get(str(key), 0))
+        name = key if isinstance(key, str | bytes) else str(int(key))
+        left -= max(made.element * count - held.get(name, 0), 0)
+        held[name] = max(made.element * count, held.get(name, 0))
         if left < 0:
             raise ValueError("its tensors do not fit into the file")
         return made

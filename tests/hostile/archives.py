@@ -174,7 +174,9 @@ for name, (content, told) in {
         "neither text nor small number",
     ),
     "batch with keys of one hash": (
-        b"\x80\x02}(" + b"".join(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(9)) + b"u.",
+        b"\x80\x02}("
+        + b"".join(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(9))
+        + b"u.",
         "neither text nor small number",
     ),
     "batch with a memo of four billion places": (held(b"]r\xff\xff\xff\xff"), "its 'data' is not one row"),

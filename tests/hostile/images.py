@@ -163,12 +163,11 @@ for name, (make_entry, reason) in ENTRIES.items():
 
 def named(name: str | bytes, told: str, *, folder: bool = False):
     def make(root: Path) -> tuple[str, ...]:
-        place = os.fsencode(root / "photos" / ("" if folder else "class1"))
-        path = os.path.join(place, os.fsencode(name))
+        path = root / "photos" / ("" if folder else "class1") / os.fsdecode(name)
         if folder:
-            os.mkdir(path)
-            path = os.path.join(path, b"x.png")
-        Path(os.fsdecode(path)).write_bytes(encoded("PNG"))
+            path.mkdir()
+            path /= "x.png"
+        path.write_bytes(encoded("PNG"))
         return ("scan", "photos", *SCAN)
 
     return Case(make, told)
@@ -242,7 +241,7 @@ def _escaped(root: Path) -> None:
 
 
 @case("", ends="well", check=_escaped)
-def class_and_file_named_as_HTML(root: Path):
+def class_and_file_named_as_markup(root: Path):
     (root / "photos" / "class1").rename(root / "photos" / "<script>alert(1)<&script>")
     (root / "photos" / "class0" / "000.png").rename(root / "photos" / "class0" / "<script>alert(2)<&script>.png")
     return ("scan", "photos", "--epochs", "1", "--out", "out", "--exit-zero")

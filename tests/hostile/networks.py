@@ -128,7 +128,10 @@ for name, (change, told) in {
     "network for a million classes": (lambda said: said.update(class_names=list(map(str, range(10**6)))), "more than"),
     "network for classes of a terminal": (lambda said: said.update(class_names=["a", "b", "\x1b[31mc"]), "control"),
     "network for classes of megabytes": (lambda said: said.update(class_names=["a", "b", "c" * 10**6]), "up to 500"),
-    "network for other classes": (lambda said: said.update(class_names=["a", "b", "<b>c"]), "was trained for the classes"),
+    "network for other classes": (
+        lambda said: said.update(class_names=["a", "b", "<b>c"]),
+        "was trained for the classes",
+    ),
     "network with a recipe of text": (lambda said: said.update(recipe="fast"), "no recipe"),
 }.items():
     add(name, Case(described(change), told))
@@ -223,7 +226,9 @@ for name, (content, told) in {
     "checkpoint that is a list": (lambda: saved([torch.ones(2)]), "no state_dict"),
     "checkpoint that is a bomb": (lambda: zipped(b"\x80\x02}.", **{"data/0": bytes(2 * 10**8)}), "it would grow"),
     "checkpoint that asks for gigabytes of zeros": (
-        lambda: zipped(b"\x80\x02}U\x01ac__builtin__\nbytearray\n\x8a\x05" + (9 * 10**9).to_bytes(5, "little") + b"\x85Rs."),
+        lambda: zipped(
+            b"\x80\x02}U\x01ac__builtin__\nbytearray\n\x8a\x05" + (9 * 10**9).to_bytes(5, "little") + b"\x85Rs."
+        ),
         PICKLED,
     ),
     "checkpoint with a key that takes for ever to hash": (
@@ -255,7 +260,7 @@ for name, (content, told) in {
 for name, spoil in {
     "checkpoint cut off": lambda whole: whole[:-300],
     "checkpoint whose beginning is cut off": lambda whole: whole[64:],
-    "checkpoint with a bit of its directory turned over": lambda whole: flipped(whole, len(whole) - 12),
+    "checkpoint with a bit of its directory turned over": lambda whole: flipped(whole, len(whole) - 22),
 }.items():
     add(name, Case(spoilt("linear.pt", spoil, scan("linear.pt")), BROKEN))
 
@@ -309,7 +314,7 @@ for name, (change, told) in {
     "training that resumes from code": (lambda state: saved({"identity": Marker()}), "is no checkpoint"),
     "training that resumes from a bare pickle": (lambda state: RUNS_CODE, "is no checkpoint"),
     "training that resumes from text": (lambda state: b"x", "is no checkpoint"),
-    "training that resumes from another identity": (lambda state: state.update(identity=torch.ones(3)), "is no checkpoint"),
+    "training that resumes from another identity": (lambda state: state.update(identity=torch.ones(3)), "other data"),
     "training that resumes after its end": (lambda state: state.update(epoch=10**9), "no state of this training"),
     "training that resumes before its beginning": (lambda state: state.update(epoch=-5), "no state of this training"),
     "training that resumes without an epoch": (lambda state: state.pop("epoch") and None, "no state of this training"),

@@ -47,7 +47,12 @@ for name, (make, told) in {
     "Parquet with images left out": (parquet(img=pa.array([IMAGE, None] * 3)), "hold no image"),
     "Parquet with numbers for images": (parquet(img=[{"bytes": 1, "path": "x"}] * TIMES), "cannot be decoded"),
     "Parquet with paths for images": (
-        parquet(img=pa.array([{"path": "/etc/passwd", "bytes": None}] * TIMES, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        parquet(
+            img=pa.array(
+                [{"path": "/etc/passwd", "bytes": None}] * TIMES,
+                pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+            )
+        ),
         "hold no image",
     ),
     "Parquet with text for images": (parquet(img=[b"<script>"] * TIMES), "none of the formats"),
@@ -56,7 +61,10 @@ for name, (make, told) in {
         parquet(poisoned=pa.array([True, None] * 3), original_label=[0] * TIMES),
         "hold nothing",
     ),
-    "Parquet with a truth of no class": (parquet(poisoned=[True] * TIMES, original_label=[9] * TIMES), "labels outside"),
+    "Parquet with a truth of no class": (
+        parquet(poisoned=[True] * TIMES, original_label=[9] * TIMES),
+        "labels outside",
+    ),
     "Parquet of two thousand columns": (parquet(**{f"c{k}": [0] * TIMES for k in range(2000)}), "2,002 columns"),
     "Parquet whose metadata is no JSON": (parquet(b"{"), "metadata for the hub cannot be read"),
     "Parquet whose metadata is a list": (parquet([]), "metadata for the hub cannot be read"),
@@ -104,7 +112,9 @@ for name, (make, told) in {
         "it would grow",
     ),
     "Parquet of more rows than bytes": (
-        table(lambda: pa.table({"img": pa.nulls(10**7, pa.binary()), "label": np.zeros(10**7, int)}), store_schema=False),
+        table(
+            lambda: pa.table({"img": pa.nulls(10**7, pa.binary()), "label": np.zeros(10**7, int)}), store_schema=False
+        ),
         "rows and has only",
     ),
     "Parquet nested deeply": (table(lambda: nested(500), store_schema=False), "not whole Parquet"),
@@ -139,19 +149,19 @@ for name, spoil in {
 
 
 @case("no regular file")
-def pipe_for_a_Parquet_file(root: Path):
+def pipe_for_a_parquet_file(root: Path):
     pipe(root / "x.parquet")
     return ("scan", "x.parquet", *SCAN)
 
 
 @case("not whole Parquet")
-def sparse_terabyte_for_a_Parquet_file(root: Path):
+def sparse_terabyte_for_a_parquet_file(root: Path):
     sparse(root / "x.parquet")
     return ("scan", "x.parquet", *SCAN)
 
 
-@case("images and labels differ in form")
-def Parquet_shards_of_different_columns(root: Path):
+@case("not whole Parquet")
+def parquet_shards_of_different_columns(root: Path):
     (root / "set").mkdir()
     for k, label in enumerate(([0] * TIMES, ["a"] * TIMES)):
         pq.write_table(pa.table({"img": [IMAGE] * TIMES, "label": label}), root / "set" / f"train-{k}.parquet")
