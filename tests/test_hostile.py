@@ -34,7 +34,7 @@ from undoor.training import train
 from undoor.victims import fit_victim
 
 SECONDS, MEMORY = 10.0, 10**9
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a child is killed: others may need the processor too, so that its own seconds are counted."""
 
 

@@ -27,7 +27,8 @@ def serve() -> None:
     for module in pkgutil.walk_packages(undoor.__path__, "undoor."):
         if module.name not in ("undoor.integrations.datalab", "undoor.cli.__main__"):
             importlib.import_module(module.name)
-    importlib.import_module("datasets")
+    for name in ("datasets", "torch._dynamo"):  # which are loaded when they are needed
+        importlib.import_module(name)
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), flush=True)
 

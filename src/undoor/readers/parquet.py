@@ -30,7 +30,7 @@ def accepts(path: Path) -> bool:
 
 def shards(path: Path, split: str) -> list[Path]:
     """Return the Parquet files that make up ``path``: itself, or those of the split if several are there."""
-    if path.is_file():
+    if not path.is_dir():
         return [path]
     files = sorted(path.glob("*.parquet"))
     named = [file for file in files if file.name.startswith(split)]
