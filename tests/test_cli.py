@@ -177,13 +177,16 @@ def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
 
 
 def test_class_names_stay_text_in_the_terminal(run, data, tmp_path):
-    names = np.array(["[red]a", "\x1b[31mb", "c"])
     dataset = make_dataset(n_per_class=30)
-    np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, class_names=names)
-    _, out, _ = run("scan", tmp_path / "x.npz", "--model", data / "linear.safetensors", *NETWORK,
-                    "--out", tmp_path / "f")  # fmt: skip
-    assert "[red]a" in out
-    assert "\x1b" not in out
+    for second, ends in (("b", 0), ("\x1b[31mb", 2)):
+        names = np.array(["[red]a", second, "c"])
+        np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, class_names=names)
+        code, out, err = run("scan", tmp_path / "x.npz", "--model", data / "linear.safetensors", *NETWORK,
+                             "--out", tmp_path / f"f{ends}", "--exit-zero")  # fmt: skip
+        assert code == ends
+        assert ("[red]a" in out) == (ends == 0)
+        assert "\x1b" not in out + err
+    assert "holds a control character" in err
 
 
 def test_clean_copies_the_kept_files_of_a_folder(run, data, tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from undoor.errors import UndoorError
 from undoor.files import atomic
+from undoor.tensors import load_tensors
 
 
 class Checkpoint:
@@ -49,8 +50,8 @@ class Checkpoint:
         if not self._path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self._path, map_location=device, weights_only=True)
-            same = state["identity"] == identity
+            state: dict[str, Any] = load_tensors(self._path, device)
+            same = bool(state["identity"] == identity)
         except Exception as error:
             raise UndoorError(f"{self._path} is no checkpoint; remove it") from error
         if same:

@@ -17,7 +17,7 @@ from undoor.engine import Engine, as_finished
 from undoor.errors import UndoorError
 from undoor.filters import Average, Filter
 from undoor.memory import mapped, release
-from undoor.shards import Shards, keep, kept
+from undoor.shards import Arrays, Shards, keep, kept
 
 SHARD = 4096
 """Images a shard: all that a killed pass loses, ten seconds of ResNet-20 on one core, in few files: 245 a million."""
@@ -149,7 +149,7 @@ def collect(
         rows = slice(start, min(start + size, n))
         path = None if shards is None else shards.path(dataset.images[rows])
         arrays = None if path is None else kept(path)
-        if arrays is None:
+        if arrays is None or not _fit(arrays, rows, 1 + len(filters), len(dataset.class_names), whole):
             missing[start] = rows, path
         else:
             take(rows, [Outputs(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)])
@@ -164,6 +164,15 @@ def collect(
             keep(path, [values for one in outputs for values in (one.features, one.logits)])
         take(rows, outputs)
     return _evidence(whole, names, dataset, slice(n))
+
+
+def _fit(arrays: Arrays, rows: slice, parts: int, classes: int, whole: Sequence[Outputs]) -> bool:
+    """Whether arrays from a file are outputs on these rows, and of one width with those that are there already."""
+    n = rows.stop - rows.start
+    if len(arrays) != 2 * parts or any(a.dtype != np.float32 or a.ndim != 2 or len(a) != n for a in arrays):
+        return False
+    width = (whole[0].features if whole else arrays[0]).shape[1]
+    return all(a.shape[1] == (classes if place % 2 else width) for place, a in enumerate(arrays))
 
 
 def _computed(

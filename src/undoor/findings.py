@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from undoor import notebook
+from undoor.bounds import CLASSES, read_json, require_file, require_names
+from undoor.columns import read_columns
 from undoor.errors import UndoorError, first_line
 from undoor.files import staged
 from undoor.metrics import DetectionCounts, detection
@@ -25,6 +30,35 @@ CLUSTER_COLUMNS = (
 )  # fmt: skip
 CURVE_COLUMNS = ("class", "look", "dimensions", "components", "criterion")
 VIEW_COLUMNS = ("filtered", "x", "y")
+
+_WHOLE, _REAL, _TRUE = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
+SUMMARY_TYPES: dict[str, Any] = {
+    "defense": str, "class_names": list, "threshold": int | float, "settings": dict, "seed": int, "seconds": dict,
+    "image_filter": str, "versions": dict,
+}  # fmt: skip
+
+
+def _text(kind: pa.DataType) -> bool:
+    # Of an empty table nothing says what it holds.
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _counts(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_null(kind) or (pa.types.is_list(kind) and pa.types.is_integer(kind.value_type)))
+
+
+TYPES: dict[str, dict[str, Any]] = {
+    "samples": {
+        "id": _text, **dict.fromkeys(("label", "predicted", "cluster", "filtered"), _WHOLE),
+        **dict.fromkeys(("score", "x", "y"), _REAL), "flagged": _TRUE,
+    },
+    "clusters": {
+        **dict.fromkeys(("class", "cluster", "look", "size", "examined"), _WHOLE), "class_name": _text,
+        "changed": _REAL, "impurity": _REAL, "destinations": _counts, "flagged": _TRUE,
+    },
+    "curves": {**dict.fromkeys(CURVE_COLUMNS, _WHOLE), "criterion": _REAL},
+}  # fmt: skip
+"""What the columns of the written tables hold."""
 
 
 def no_clusters() -> pd.DataFrame:
@@ -173,18 +207,82 @@ def refuse_findings(folder: Path, overwrite: bool) -> None:
 def read_findings(folder: Path) -> Findings:
     """Return the findings that ``Findings.write`` wrote into ``folder``."""
     require_findings(folder)
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        samples, clusters, curves = (
-            pd.read_parquet(folder / f"{name}.parquet") for name in ("samples", "clusters", "curves")
-        )
+    with _readable(folder):
+        summary = read_json(folder / "summary.json")
+        for name, kind in SUMMARY_TYPES.items():
+            if not isinstance(summary[name], kind) or isinstance(summary[name], bool):
+                raise ValueError(f"{name} in summary.json holds something else")
+        names = summary["class_names"]
+        require_names(names, "class name", most=CLASSES)
+        texts = list(_texts({**summary, "class_names": []}))
+        require_names(texts, "text in summary.json")
+        if not all(isinstance(value, int | float) for value in summary["seconds"].values()):
+            raise ValueError("seconds in summary.json holds something else")
+        samples, clusters, curves = (_table(folder, name) for name in ("samples", "clusters", "curves"))
+        classes = [samples[name] for name in ("label", "predicted", "filtered") if name in samples]
+        for column in (*classes, clusters["class"], curves["class"]):
+            if len(column) and not 0 <= column.min() <= column.max() < len(names):
+                raise ValueError(f"{column.name} holds what is no class")
+        if not all(len(counts) == len(names) for counts in clusters["destinations"]):
+            raise ValueError("destinations holds another number of classes")
         return Findings(
-            summary["defense"], samples, clusters, tuple(summary["class_names"]), summary["threshold"],
-            summary["settings"], summary["seed"], summary["seconds"], summary["truth"], curves,
+            summary["defense"], samples, clusters, tuple(names), summary["threshold"],
+            summary["settings"], summary["seed"], summary["seconds"], _truth(summary["truth"]), curves,
             summary["image_filter"], summary["versions"],
         )  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
+
+
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield every text in plain values; no settings are nested deeply."""
+    if depth > 8:
+        raise ValueError("summary.json is nested too deeply")
+    if isinstance(value, str):
+        yield value
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    for part in parts:
+        yield from _texts(part, depth + 1)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Tell in one line why findings cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UndoorError(f"the findings in {folder} cannot be read: {first_line(error)}; scan again") from error
+
+
+def _table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a table of findings, of the types it was written with; other columns are left out."""
+    path = folder / f"{name}.parquet"
+    require_file(path)
+    types = {column: kind for column, kind in TYPES[name].items() if columns is None or column in columns}
+    schema = pq.read_schema(path)
+    for column, kind in types.items():
+        if column not in schema.names:
+            if column not in VIEW_COLUMNS:
+                raise ValueError(f"{path.name} has no column {column}")
+        elif not kind(schema.field(column).type):
+            raise ValueError(f"column {column} of {path.name} holds {schema.field(column).type}")
+    table = read_columns(path, [column for column in types if column in schema.names])
+    if any(column.null_count for column in table.columns):
+        raise ValueError(f"{path.name} lacks values")
+    frame: pd.DataFrame = table.replace_schema_metadata().to_pandas()
+    real = [column for column, kind in types.items() if kind is _REAL and column in frame]
+    if not np.isfinite(frame[real].to_numpy()).all():
+        raise ValueError(f"{path.name} holds numbers that are not finite")
+    return frame
+
+
+def _truth(counts: Any) -> DetectionCounts | None:
+    if counts is None:
+        return None
+    if not isinstance(counts, dict) or counts.keys() != DetectionCounts.__annotations__.keys():
+        raise ValueError("truth in summary.json holds something else")
+    if not all(value is None or isinstance(value, int | float) for value in counts.values()):
+        raise ValueError("truth in summary.json holds something else")
+    known: DetectionCounts = counts  # type: ignore[assignment] # which was just looked at
+    return known
 
 
 def require_findings(folder: Path) -> None:
@@ -196,5 +294,7 @@ def require_findings(folder: Path) -> None:
 def read_ids(folder: Path) -> tuple[list[str], list[str]]:
     """Return the ids of all scanned samples, and of those that are kept, from a folder with whole findings."""
     require_findings(folder)
-    samples = pd.read_parquet(folder / "samples.parquet", columns=["id", "flagged"])
+    with _readable(folder):
+        samples = _table(folder, "samples", ["id", "flagged"])
+    require_names(samples["id"], "id")
     return samples["id"].tolist(), samples.loc[~samples["flagged"], "id"].tolist()

@@ -95,7 +95,7 @@ def write_findings(
 def rewrite_report(folder: Path, dataset: Dataset) -> Path:
     """Write the report of the findings in ``folder`` again; ``dataset`` is what was scanned. Return its path."""
     findings = read_findings(folder)
-    if findings.samples["id"].tolist() != dataset.ids.tolist():
+    if findings.samples["id"].tolist() != dataset.ids.tolist() or findings.class_names != dataset.class_names:
         raise UndoorError(f"the findings in {folder} are of other images than the data; give the data that was scanned")
     write_text(folder / "report.html", render_report(findings, dataset, _filter_named(findings.image_filter)))
     return folder / "report.html"

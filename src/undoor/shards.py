@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from undoor.bounds import require_file
 from undoor.files import atomic
 
 Arrays = Sequence[NDArray[np.float32]]
@@ -51,10 +52,11 @@ def keep(path: Path, arrays: Arrays) -> None:
 def kept(path: Path) -> Arrays | None:
     """Return the arrays of a shard, or None if they are not there or not what was written."""
     try:
+        require_file(path)
         with safe_open(path, framework="numpy") as file:
             arrays = [file.get_tensor(name) for name in sorted(file.keys())]
             whole = (file.metadata() or {}).get("sum") == _sum(arrays)
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError, TypeError):
         return None
     return arrays if whole else None
 

@@ -39,7 +39,10 @@ def use(*, quiet: bool, as_json: bool) -> None:
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print a command's result as one JSON object if that is asked for; it holds plain values and paths."""
-    _machine.out(json.dumps(result, indent=2, ensure_ascii=False, default=fspath), highlight=False)
+    text = json.dumps(result, indent=2, ensure_ascii=False, default=fspath)
+    # A terminal obeys more than what JSON has to escape.
+    plain = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    _machine.out(plain, highlight=False)
 
 
 QUERIES = 20

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from undoor.checkpoint import Checkpoint
 from undoor.classifier import default_device
 from undoor.dataset import Dataset
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, first_line
 from undoor.networks import Normalise, build_network, default_network
 from undoor.recipes import PRESETS, Recipe
 from undoor.steps import Training
@@ -179,8 +179,7 @@ def _run(
         }
         state = checkpoint.resume(identity, place)
         if state is not None:
-            training.load(state)
-            done = int(state["epoch"])
+            done = _resumed(training, state, epochs)
     if captured:
         training.capture()
     # A capture waits for the whole device: all come before the first step of any.
@@ -210,6 +209,22 @@ def _run(
     model = training.model
     model.zero_grad(set_to_none=True)
     return model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def _resumed(training: Training, state: dict[str, Any], epochs: int) -> int:
+    """Load the state of a checkpoint and return after how many epochs it was written."""
+    shapes = [parameter.shape for parameter in training.model.parameters()]
+    try:
+        for at, moments in state["optimizer"]["state"].items():
+            if any(value.ndim and value.shape != shapes[at] for value in moments.values()):
+                raise ValueError("the state of the optimiser is of another network")
+        training.load(state)
+        done = int(state["epoch"])
+        if not 0 < done <= epochs:
+            raise ValueError(f"it was written after epoch {done} of {epochs}")
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UndoorError(f"the checkpoint holds no state of this training: {first_line(error)}; remove it") from error
+    return done
 
 
 def _training(job: Job, images: Tensor | NDArray[np.uint8], place: torch.device) -> tuple[Training, bool]:

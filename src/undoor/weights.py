@@ -3,22 +3,29 @@
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from undoor.bounds import CLASSES, parse_json, require_file, require_names
 from undoor.errors import UndoorError, first_line
 from undoor.files import atomic
 from undoor.networks import NETWORKS, build_network
 from undoor.onnx_network import load_onnx
+from undoor.pickles import CodeError
+from undoor.tensors import load_tensors
 
 EXECUTABLE = {".pkl", ".pickle", ".pt2", ".joblib", ".mar"}
+
+
+SHAPE_PIXELS = 2**20
+"""Of the images that a network was trained on, as its file tells: its mean image has as many numbers."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,29 @@ def save_model(model: nn.Module, architecture: Architecture, path: Path) -> None
 
 def read_architecture(path: Path) -> Architecture | None:
     """Return what a ``.safetensors`` file says of its network; None if it was not written by undoor."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = (file.metadata() or {}).get("undoor")
+    with _whole(path), safe_open(path, framework="pt") as file:
+        described = (file.metadata() or {}).get("undoor")
         if described is None:
             return None
-        fields = json.loads(described)
-        channels, height, width = fields["shape"]
-        if channels not in (1, 3) or not (0 < height <= 4096 and 0 < width <= 4096):
+        fields = parse_json(described)
+        channels, height, width = shape = fields["shape"]
+        names, recipe = fields["class_names"], fields["recipe"]
+        if not all(type(n) is int for n in shape) or channels not in (1, 3) or min(height, width) < 1:
             raise ValueError("the shape of its images is impossible")
-        return Architecture(
-            str(fields["network"]), (channels, height, width), tuple(fields["class_names"]), fields["recipe"]
-        )
+        if height * width > SHAPE_PIXELS:
+            raise ValueError(f"its images have more than {SHAPE_PIXELS:,} pixels")
+        if not isinstance(names, list) or not names or not isinstance(recipe, dict):
+            raise ValueError("it names no classes or no recipe")
+        require_names(names, "class name", most=CLASSES)
+        return Architecture(str(fields["network"]), (channels, height, width), tuple(names), recipe)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Tell in one line why ``path`` is no safetensors file."""
+    try:
+        require_file(path)
+        yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise UndoorError(
             f"{path} is not a whole safetensors file: {first_line(error)}; remove it or give another"
@@ -97,19 +115,15 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
                 f"{path} belongs to a network that does not come with undoor; name it with "
                 "--network package.module:factory"
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except SafetensorError as error:
-            raise UndoorError(
-                f"{path} is not a whole safetensors file: {first_line(error)}; remove it or give another"
-            ) from error
+        with _whole(path), safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         names = architecture.class_names if architecture else None
     else:
         weights, names = _tensors_only(path), None
         if network is None:
             raise UndoorError(f"{path} holds only weights; name their network with --network package.module:factory")
         model = call_factory(network)
+    _require_kinds(model, weights, path)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -127,21 +141,35 @@ def require_same_classes(of_model: Sequence[str] | None, of_data: Sequence[str],
         )
 
 
+def _require_kinds(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise where whole or complex numbers stand for real ones, or the other way around: torch would convert them."""
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    for name in own.keys() & weights.keys():
+        if own[name].is_floating_point() != weights[name].is_floating_point() or weights[name].is_sparse:
+            raise UndoorError(
+                f"the weights in {path} do not fit the network: {name} holds {weights[name].dtype}, not "
+                f"{own[name].dtype}; give the weights of this network"
+            )
+
+
 def _tensors_only(path: Path) -> dict[str, Tensor]:
-    refused = (
-        f"{path} is a pickled object: loading it would run code that it holds; save the weights alone, "
-        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), and name the network with --network"
+    instead = (
+        "save the weights alone, safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), "
+        "and name the network with --network"
     )
+    refused = f"{path} is a pickled object: loading it would run code that it holds; {instead}"
     if path.suffix in EXECUTABLE:
         raise UndoorError(refused)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        weights = load_tensors(path)
+    except CodeError as error:
         raise UndoorError(refused) from error
+    except (OSError, ValueError) as error:
+        raise UndoorError(f"{path} is no whole file of tensors: {first_line(error)}; {instead}") from error
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UndoorError(f"{path} is no state_dict: it holds other things than tensors; save model.state_dict()")
-    return weights
+    return {str(name): value for name, value in weights.items()}
 
 
 def call_factory(name: str) -> nn.Module:

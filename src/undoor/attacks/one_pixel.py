@@ -1,6 +1,7 @@
 """The one-pixel trigger of Xiang, Miller, Kesidis (MLSP 2019)."""
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ class OnePixel:
     size: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.row, Integral) or not isinstance(self.column, Integral):
+            raise UndoorError(f"the trigger lies at {self.row!r},{self.column!r}; give whole numbers")
         if not 0 <= self.size <= 1:
             raise UndoorError(f"the trigger has size {self.size}; give a size from 0 to 1")
         if self.row < 0 or self.column < 0:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class Pixels:
         if len(self.places()) < len(self.changes):
             raise UndoorError("the trigger changes a channel of a pixel twice; give one change for each")
         for *place, change in self.changes:
-            if min(place) < 0 or not -1 <= change <= 1:
+            if not all(isinstance(n, Integral) for n in place) or min(place) < 0 or not -1 <= change <= 1:
                 raise UndoorError(
                     f"the trigger changes row, column, channel {place} by {change}; "
                     "count from 0 and give changes from −1 to 1"

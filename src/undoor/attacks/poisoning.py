@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from undoor.attacks.one_pixel import OnePixel
 from undoor.attacks.pixels import Pixels
 from undoor.attacks.trigger import Trigger
+from undoor.bounds import read_json, require_names
 from undoor.dataset import Dataset, Truth, allocate_images, row_ids
 from undoor.errors import UndoorError, first_line
 from undoor.files import write_text
@@ -178,10 +179,14 @@ def write_attack(attack: Attack, path: Path) -> None:
 def read_attack(path: Path) -> Attack:
     """Read an attack that ``write_attack`` wrote; a trigger without a kind is one pixel."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         trigger = fields.pop("trigger")
         kind = KINDS[trigger.pop("kind", "OnePixel")]
-        return Attack(trigger=kind(**_tuples(trigger)), sources=tuple(fields.pop("sources")), **fields)
+        sources, target = fields.pop("sources"), fields.pop("target")
+        require_names([*sources, target], "class name")
+        if not all(type(fields[name]) is int for name in ("count", "seed") if name in fields):
+            raise ValueError("count and seed are whole numbers")
+        return Attack(kind(**_tuples(trigger)), tuple(sources), target, **fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UndoorError(
             f"{path} describes no attack: {first_line(error)}; give undoor poison's attack.json"

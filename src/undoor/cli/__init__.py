@@ -72,9 +72,11 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(
-            f"error: {_one_line(error.strerror or error)}{where}; check the path and its permissions", file=sys.stderr
-        )
+        told = _one_line(f"{error.strerror or error}{where}")
+        print(f"error: {told}; check the path and its permissions", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("error: the memory is not enough for this; give less data, or smaller --image-size", file=sys.stderr)
         sys.exit(2)
     except Exception:
         traceback.print_exc()
@@ -82,5 +84,11 @@ def main() -> None:
         sys.exit(2)
 
 
+LINE = 2000
+"""Characters of what is told: names in it can come from whoever made the data."""
+
+
 def _one_line(message: object) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(message))
+    text = str(message)
+    shown = text if len(text) <= LINE else f"{text[: LINE // 2]} … {text[-LINE // 2 :]}"
+    return "".join(c if c.isprintable() else " " for c in shown)

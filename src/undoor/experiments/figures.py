@@ -1,6 +1,5 @@
 """The paper's figures, drawn from the store."""
 
-import io
 from base64 import b64decode
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
-from PIL import Image
 
 from undoor.experiments.store import Result
 from undoor.experiments.tables import WORKING, Results, is_poisoned, places, works
 from undoor.files import atomic
+from undoor.readers.images import open_image
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#777777",
@@ -133,7 +132,7 @@ def trigger(results: Results) -> Figure | None:
     for panel, picture, title in zip(
         panels, first["pictures"], ("without the trigger", "with the trigger"), strict=True
     ):
-        pixels = np.asarray(Image.open(io.BytesIO(b64decode(picture))))
+        pixels = np.asarray(open_image(b64decode(picture)))
         panel.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="none")
         panel.add_patch(
             Rectangle((at["column"] - 1.5, at["row"] - 1.5), 3, 3, fill=False, edgecolor=RED, linewidth=1.5)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from undoor.bounds import JSON_BYTES, read_bytes
+from undoor.errors import UndoorError, first_line
 from undoor.experiments import published
 from undoor.experiments.moments import EXPLAINED, inspections, moments
 from undoor.experiments.page import render_bench
@@ -60,6 +62,17 @@ def write_report(store: Store, suite_name: str, expected: Sequence[str] = (), *,
         dpi: of the figures as PNG.
 
     """
+    try:
+        _write_report(store, suite_name, expected, dpi)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        # What is in the store was read as whole JSON; what it tells is only looked at where it is used.
+        raise UndoorError(
+            f"{store.root} holds results that undoor did not write ({type(error).__name__}: {first_line(error)}); "
+            "remove them, or choose another --out"
+        ) from error
+
+
+def _write_report(store: Store, suite_name: str, expected: Sequence[str], dpi: int) -> None:
     from undoor.experiments.figures import write_figures  # matplotlib is slow to import
 
     every = read_results(store, suite_name)
@@ -78,7 +91,10 @@ def write_report(store: Store, suite_name: str, expected: Sequence[str] = (), *,
     write_text(store.root / "report.html", render_bench(suite_name, every, told, drawn, store.root / "figures"))
     notes = store.root / "notes.md"
     if notes.exists():
-        parts.append(notes.read_text(encoding="utf-8").rstrip())
+        try:
+            parts.append(read_bytes(notes, JSON_BYTES).decode().rstrip())
+        except (OSError, ValueError) as error:
+            raise UndoorError(f"{notes} cannot be read: {first_line(error)}; mend or remove it") from error
     write_text(store.root / "README.md", "\n\n".join(part for part in parts if part) + "\n")
 
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from undoor.bounds import read_json, require_file
 from undoor.errors import UndoorError, first_line
 from undoor.evidence import Outputs
 from undoor.files import atomic, write_text
@@ -76,7 +77,7 @@ class Store:
         if not path.exists():
             return None
         try:
-            content: Result = json.loads(path.read_text(encoding="utf-8"))
+            content: Result = read_json(path)
         except (OSError, ValueError) as error:
             raise UndoorError(f"{path} is no result: {first_line(error)}; remove it, and it is made again") from error
         return content
@@ -114,9 +115,10 @@ class Store:
         """Return cached outputs."""
         path = self.path("cache", key, ".outputs")
         try:
+            require_file(path)
             tensors = load_file(path)
             return Outputs(tensors["features"], tensors["logits"])
-        except (SafetensorError, OSError, KeyError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UndoorError(f"{path} holds no outputs: {first_line(error)}; remove it") from error
 
 

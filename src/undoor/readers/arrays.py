@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from undoor.bounds import CLASSES, require_names
 from undoor.dataset import Dataset, row_ids
 from undoor.errors import UndoorError
+from undoor.readers.images import require_size
 from undoor.readers.options import ReadOptions
 
 
@@ -29,13 +31,24 @@ def dataset_from_arrays(
         images = images[:, None]
     elif images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
+    require_size(images.shape[2], images.shape[3], where)
     if options.image_size is not None:
         images = _resize(images, options.image_size)
     if ids is not None and len(np.unique(ids)) < len(ids):
         raise UndoorError(f"{where}: some ids stand more than once; give every image an id of its own")
+    names = class_names or numbered_classes(labels, where)
+    require_names(names, "class name", most=CLASSES)
+    require_names(() if ids is None else ids.tolist(), "id")
     labels = labels.astype(np.int64)
-    names = class_names or [str(k) for k in range(int(labels.max(initial=0)) + 1)]
     return Dataset(np.ascontiguousarray(images), labels, tuple(names), row_ids(len(labels)) if ids is None else ids)
+
+
+def numbered_classes(labels: NDArray[Any], where: str) -> list[str]:
+    """Return the names "0" … "K − 1" of classes that have no others, K − 1 being the largest of the (N,) labels."""
+    largest = int(labels.max(initial=0))
+    if largest >= CLASSES:
+        raise UndoorError(f"{where}: the largest label is {largest}; give labels from 0 to at most {CLASSES - 1}")
+    return [str(k) for k in range(largest + 1)]
 
 
 def _resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

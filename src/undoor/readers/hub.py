@@ -17,6 +17,7 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
     """
     import datasets
 
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4 it asks, and may be told to run the script
     repository, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=options.split)

@@ -2,26 +2,52 @@
 
 import io
 import os
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 
+from undoor.bounds import CLASSES, read_bytes, require_names
 from undoor.dataset import Dataset, Truth, allocate_images
 from undoor.errors import UndoorError, UndoorNotice, first_line
 from undoor.readers.options import ReadOptions
 
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
 
-# What pillow and its decoders raise on broken files.
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called. Others of pillow's formats start programs, or are hardly ever fuzzed."""
+
+IMAGE_BYTES = 2**26
+"""Of an encoded image: a photograph has a fifth of it. As many are in memory at a time as there are cores."""
+
+IMAGE_PIXELS = 2**26
+"""Of an encoded image, 8192 × 8192: a photograph of 64 megapixels, which takes 256 MB when it is decoded."""
+
+LARGE_PIXELS = 2**22
+"""Images with more are decoded one at a time."""
+
+PASSES = 2**30
+"""Pixels times scans of a progressive JPEG, each of which goes over the whole image: seconds of decoding."""
+
+SLOW_BYTES = 2**20
+"""Of an image in one of the forms that pillow decodes in Python, pixel by pixel: a second."""
+
+_SLOW = {"bmp_rle", "ppm", "ppm_plain"}
+
+TIFF_PIECES = 100_000
+"""Strips or tiles of a TIFF, of which pillow keeps a list."""
+
+DECODED_PIXELS = 2**20
+"""Of the images of a data set, 1024 × 1024: what a network can be shown. Larger ones have to be made smaller first."""
 
 BLOCK = 32
 """Images a thread decodes at a stretch: handing over a small image alone costs as much as decoding it."""
@@ -49,10 +75,13 @@ def decode_dataset(
         truth: of the rows.
 
     """
+    require_names(class_names, "class name", most=CLASSES)
     ids = np.asarray(ids, dtype=np.str_)
     if not len(ids):
         raise UndoorError("the data set holds no image; give a set with images")
     n = len(ids)
+    if options.image_size is not None:
+        require_size(options.image_size, options.image_size, "--image-size")
     first = _first_shape(load, n, options)
     asked: list[_Shape | None] = [None] * n
     images = allocate_images((n, *first))
@@ -64,6 +93,7 @@ def decode_dataset(
 
     broken = _for_each(load, range(n), look, options.on_image)
     shape = _common_shape([one for one in asked if one is not None])
+    require_size(shape[1], shape[2], "the images")
     if shape != first:
         images = allocate_images((n, *shape))
 
@@ -92,7 +122,7 @@ def decode_files(
     def decode(row: int, image: Image.Image) -> None:
         images[row] = _pixels(image, shape)
 
-    broken = _for_each(lambda row: paths[row].read_bytes(), range(len(ids)), decode)
+    broken = _for_each(lambda row: read_bytes(paths[row], IMAGE_BYTES), range(len(ids)), decode)
     whole = _whole(broken, ids, skip_broken)
     return (images[whole], ids[whole]) if broken else (images, ids)
 
@@ -123,13 +153,13 @@ def _for_each(
         broken = {}
         for row in some:
             try:
-                with _open(load(row)) as image:
+                with open_image(load(row)) as image, _alone if _pixels_of(image) > LARGE_PIXELS else nullcontext():
                     use(row, image)
-            except _BROKEN as error:
+            except Exception as error:  # there is nothing that a decoder of broken files has not raised
                 broken[row] = first_line(error)
         return broken
 
-    with _bombs_refused(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _quietly(), ThreadPoolExecutor(os.cpu_count()) as pool:
         blocks = pool.map(block, (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)))
         broken: dict[int, str] = {}
         for number, found in enumerate(blocks, start=1):
@@ -139,21 +169,71 @@ def _for_each(
         return broken
 
 
+_alone = Lock()
+
+
 @contextmanager
-def _bombs_refused() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     # Entered once for all threads: the filters of warnings belong to the process.
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what it thinks of broken files is listed by undoor
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
-def _open(encoded: bytes) -> Image.Image:
+def open_image(encoded: bytes) -> Image.Image:
+    """Return an encoded image, not yet decoded; raise what pillow raises, or ``ValueError``, if it must not be."""
+    if len(encoded) > IMAGE_BYTES:
+        raise ValueError(f"more than {IMAGE_BYTES:,} bytes")
+    if encoded[:2] in (b"II", b"MM"):
+        _require_honest_tiff(encoded)
+    # Blocks of EXIF are joined, and what is repeated in them is kept as often as they say.
+    if encoded[:2] == b"\xff\xd8" and encoded.count(b"Exif\0\0") > 3:
+        raise ValueError("more EXIF than an image may have")
     try:
-        return Image.open(io.BytesIO(encoded))
-    except Image.DecompressionBombWarning as error:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError("more pixels than an image may have") from error
     except UnidentifiedImageError as error:
-        raise ValueError("no image format that pillow knows") from error
+        raise ValueError(f"none of the formats {', '.join(FORMATS)}") from error
+    if not 0 < _pixels_of(image) <= IMAGE_PIXELS:
+        raise ValueError("more pixels than an image may have" if _pixels_of(image) else "it has no pixels")
+    # Of all that these formats hold, two bytes are a marker in JPEG alone.
+    if image.format in ("JPEG", "MPO") and _pixels_of(image) * encoded.count(b"\xff\xda") > PASSES:
+        raise ValueError("more scans than an image may have")
+    if any(tile[0] in _SLOW for tile in image.tile[:1]) and len(encoded) > SLOW_BYTES:
+        raise ValueError(f"more than {SLOW_BYTES:,} bytes in a form that is slow to decode")
+    return image
+
+
+def _require_honest_tiff(encoded: bytes) -> None:
+    """Raise unless the tags of the first picture have room in the file: pillow reads what many share again for each."""
+    order = "<" if encoded[:2] == b"II" else ">"
+    large = encoded[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    start, count, entry = ("Q", "Q", "HHQ8x") if large else ("I", "H", "HHI4x")
+    (place,) = struct.unpack_from(order + start, encoded, 8 if large else 4)
+    (entries,) = struct.unpack_from(order + count, encoded, place)
+    first = place + struct.calcsize(order + count)
+    tags = encoded[first : first + entries * struct.calcsize(order + entry)]
+    claimed = 0
+    for tag, kind, items in struct.iter_unpack(order + entry, tags):
+        claimed += items * (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)[min(kind, 18)]
+        if tag in (273, 324) and items > TIFF_PIECES:
+            raise ValueError("more pieces than a TIFF may have")
+    if claimed > len(encoded):
+        raise ValueError("more in its tags than the file has room for")
+
+
+def _pixels_of(image: Image.Image) -> int:
+    return image.width * image.height
+
+
+def require_size(height: int, width: int, what: str) -> None:
+    """Raise unless images of this size can be shown to a network."""
+    if not 0 < height * width <= DECODED_PIXELS:
+        raise UndoorError(
+            f"{what}: {height}×{width} pixels, not 1 to {DECODED_PIXELS:,}; add an --image-size such as 32"
+        )
 
 
 def _shape(image: Image.Image, options: ReadOptions) -> _Shape:
@@ -162,11 +242,13 @@ def _shape(image: Image.Image, options: ReadOptions) -> _Shape:
 
 
 def _first_shape(load: Callable[[int], bytes], n: int, options: ReadOptions) -> _Shape:
-    """Return the shape of the first image that can be opened."""
-    with _bombs_refused():
+    """Return the shape of the first image that can be opened and is not too large."""
+    with _quietly():
         for row in range(n):
-            with suppress(*_BROKEN), _open(load(row)) as image:
-                return _shape(image, options)
+            with suppress(Exception), open_image(load(row)) as image:
+                shape = _shape(image, options)
+                if shape[1] * shape[2] <= DECODED_PIXELS:
+                    return shape
     return 1, 1, 1
 
 
@@ -190,8 +272,12 @@ def _common_shape(shapes: Sequence[_Shape]) -> _Shape:
 def _pixels(image: Image.Image, shape: _Shape) -> NDArray[np.uint8]:
     channels, height, width = shape
     if image.mode.startswith("I"):  # 16 bits a pixel: keep the upper eight
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    image = image.convert("RGB" if channels == 3 else "L")
+        sixteen = np.empty((image.height, image.width), np.uint16)
+        np.clip(np.asarray(image), 0, 65535, out=sixteen, casting="unsafe")
+        image = Image.fromarray((sixteen >> 8).astype(np.uint8))
+    mode = "RGB" if channels == 3 else "L"
+    if image.mode != mode:
+        image = image.convert(mode)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)

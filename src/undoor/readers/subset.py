@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, first_line
 from undoor.files import atomic_folder
 from undoor.readers import folder, parquet, read, reader_of
 
@@ -38,17 +38,21 @@ def write_subset(
     path = Path(source)
     reader = None if source == "digits" or source.startswith("hub:") else reader_of(path)
     if reader is folder:
-        _require(ids, {name for name in ids if (path / name).is_file()}, source)
+        # Only what the reader lists: a list that came from elsewhere could name any file, and any place for its copy.
+        present = {file.relative_to(path).as_posix() for files in folder.listed(path)[1] for file in files}
+        _require(ids, present, source)
+        root = path.resolve()
         with atomic_folder(out) as temporary:
             for done, name in enumerate(kept, start=1):
+                _require_inside(path / name, root)
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path / name, temporary / name)
                 if on_image is not None:
                     on_image(done, len(kept))
     elif reader is parquet:
-        table = pa.concat_tables([pq.read_table(file) for file in parquet.shards(path, split)])
+        table = parquet.read_table(path, split)
         _require(ids, {str(row) for row in range(table.num_rows)}, source)
-        rows = pa.array([int(name) for name in kept])
+        rows = pa.array([int(name) for name in kept], pa.int64())
         with atomic_folder(out) as temporary:
             pq.write_table(table.take(rows), temporary / f"{split}.parquet", row_group_size=1000)
     else:
@@ -57,6 +61,13 @@ def write_subset(
         with atomic_folder(out) as temporary:
             left = dataset.take(np.isin(dataset.ids, list(kept)))
             parquet.write_parquet(left, temporary / f"{split}.parquet", on_image)
+
+
+def _require_inside(file: Path, root: Path) -> None:
+    try:
+        folder.require_own(file, root)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UndoorError(f"{file} is not copied: {first_line(error)}; scan again with --skip-broken") from error
 
 
 def _require(ids: Sequence[str], present: set[str], source: str) -> None:

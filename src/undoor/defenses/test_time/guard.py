@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from safetensors.torch import save
 from scipy.special import log_softmax
 from torch import Tensor
 
+from undoor.bounds import CLASSES, parse_json, require_file, require_names
 from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.defenses.test_time.null import Null
 from undoor.em import Mixtures
@@ -180,17 +181,23 @@ class Guard:
 
         """
         described, tensors = _parsed(path)
-        if described["fingerprint"] != classifier.fingerprint():
+        if described.get("fingerprint") != classifier.fingerprint():
             raise UndoorError(
                 f"{path} guards another network, or was fitted with another scaling of the images, device or torch; "
                 "fit a guard for this one"
             )
         try:
             layers = tuple(str(name) for name in described["layers"])
+            names = described["class_names"]
+            require_names(names, "class name", most=CLASSES)
+            nulls = tuple(_null(tensors, number, len(names)) for number in range(len(layers)))
+            centres, scales = (_numbers(tensors[name], len(layers)).numpy() for name in ("centres", "scales"))
+            shape = tuple(described["shape"])
+            if described["statistic"] not in get_args(Kind) or not all(type(n) is int and n > 0 for n in shape):
+                raise ValueError("its statistic or the shape of its images is impossible")
             return cls(
-                classifier, layers, tuple(_null(tensors, number) for number in range(len(layers))),
-                described["statistic"], tensors["centres"].numpy(), tensors["scales"].numpy(),
-                float(described["threshold"]), tuple(described["class_names"]), tuple(described["shape"]),
+                classifier, layers, nulls, described["statistic"], centres, scales,
+                float(described["threshold"]), tuple(names), shape,
                 described["settings"], described["seed"], described["seconds"],
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
@@ -255,21 +262,29 @@ def _tensors(null: Null) -> dict[str, Tensor]:
     return {"mean": torch.from_numpy(null.mean), "axes": torch.from_numpy(null.axes), **vars(null.mixtures)}
 
 
-def _null(tensors: Mapping[str, Tensor], number: int) -> Null:
-    mean, axes, *mixtures = (
-        tensors[f"{number:03}.{name}"] for name in ("mean", "axes", "weights", "means", "whitenings")
-    )
+def _null(tensors: Mapping[str, Tensor], number: int, classes: int) -> Null:
+    parts = [tensors[f"{number:03}.{name}"] for name in ("mean", "axes", "weights", "means", "whitenings")]
+    (t, d), order = parts[1].shape, parts[2].shape[-1]
+    shapes = ((t,), (t, d), (classes, order), (classes, order, d), (classes, order, d, d))
+    mean, axes, *mixtures = (_numbers(part, *shape) for part, shape in zip(parts, shapes, strict=True))
     return Null(mean.numpy(), axes.numpy(), Mixtures(*mixtures))
+
+
+def _numbers(tensor: Tensor, *shape: int) -> Tensor:
+    if tensor.dtype != torch.float64 or tensor.shape != shape or not tensor.isfinite().all():
+        raise ValueError(f"it holds {tensor.dtype} of shape {tuple(tensor.shape)} instead of finite float64 {shape}")
+    return tensor
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise UndoorError(f"{path} is no file; give a guard that undoor guard fit wrote")
     try:
+        require_file(path)
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["undoor-guard"])
+            described = parse_json((file.metadata() or {})["undoor-guard"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if not isinstance(described, dict) or described.get("schema_version") != SCHEMA_VERSION:
+        if described.get("schema_version") != SCHEMA_VERSION:
             raise ValueError("it is of another version")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise _no_guard(path, error) from error
