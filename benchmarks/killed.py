@@ -34,6 +34,7 @@ import undoor.experiments.suites
 import undoor.readers.parquet
 import undoor.report
 import undoor.scanning
+import undoor.terminal
 from undoor.dataset import Dataset
 from undoor.findings import versions
 from undoor.readers import read
@@ -44,7 +45,7 @@ OUT = ROOT / "results" / "killed"
 IMAGES = 600
 
 COMMANDS = {
-    "poison": ["poison", "{data}", "--source", "7", "--target", "0", "--count", "40", "--out", "{out}"],
+    "poison": ["poison", "digits", "--source", "7", "--target", "0", "--count", "40", "--out", "{out}"],
     "scan": ["scan", "{data}", "--epochs", "8", "--batch-size", "32", "--out", "{out}"],
     "bench": ["bench", "quick", "--epochs", "2", "--cells", "multiple-source-0.35-*", "--out", "{out}"],
 }
@@ -266,7 +267,7 @@ def page(content: dict) -> str:
     for command in content["commands"]:
         counts = Counter(row["stage"] for row in rows if row["command"] == command)
         lines.append(f"| `{command}` | {' | '.join(str(counts[name]) for name in stages)} |")
-    lines += ["", "The commands, on the first {} digits:".format(content["images"]), ""]
+    lines += ["", f"The commands; `scan` and `bench` get the first {content['images']} of the digits:", ""]
     lines += [f"    undoor {' '.join(words)}" for words in content["commands"].values()]
     lines += ["", "All files of the output are compared byte for byte, with the exception of these fields:", ""]
     lines += [f"- `{name}`: {why}." for name, why in LEFT_OUT.items()]
