@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not miss the threads of its parent
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # a forked process must not miss the threads of its parent
 
 import numpy as np
 import pandas as pd
@@ -170,7 +171,7 @@ def without_seconds(page: str) -> str:
     lines, places = [], []
     for line in page.splitlines():
         cells = line.split(" | ")
-        if not line.startswith("| "):
+        if not line.startswith("|"):
             places = []
         elif not places:
             places = [place for place, cell in enumerate(cells) if "seconds" in cell] or [-1]
