@@ -160,9 +160,11 @@ class _Sweep:
             raise UndoorError(f"features of a class have shape {features.shape}; give (n, t) with one row or more")
         if not np.isfinite(features).all():
             raise UndoorError("features of a class are not finite; mend the model or remove these samples")
-        # k-means draws its starts by row number: a canonical order makes them a function of the content.
+        # k-means draws its starts by row number: a canonical order makes them a function of the content. It is that of
+        # the values, whose first bytes are here the highest: rows that another machine rounds otherwise stay in place.
         content = np.ascontiguousarray(features + 0.0)  # for which −0 is 0
-        order = np.argsort(content.view(np.dtype((np.void, content[0].nbytes))).ravel(), kind="stable")
+        bytewise = content.astype(content.dtype.newbyteorder(">"))
+        order = np.argsort(bytewise.view(np.dtype((np.void, bytewise[0].nbytes))).ravel(), kind="stable")
         rows = content[order].astype(np.float64)
         distinct = 1 + int((np.diff(rows, axis=0) != 0).any(axis=1).sum())
         dimensions = settings.dimensions_of(*rows.shape)

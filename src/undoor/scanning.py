@@ -20,6 +20,7 @@ from undoor.evidence import collect
 from undoor.files import write_text
 from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
 from undoor.findings import Findings, read_findings
+from undoor.lock import claimed
 from undoor.metrics import accuracy
 from undoor.report import render_report
 from undoor.report.pictures import encoded, evenly
@@ -97,7 +98,8 @@ def rewrite_report(folder: Path, dataset: Dataset) -> Path:
     findings = read_findings(folder)
     if findings.samples["id"].tolist() != dataset.ids.tolist() or findings.class_names != dataset.class_names:
         raise UndoorError(f"the findings in {folder} are of other images than the data; give the data that was scanned")
-    write_text(folder / "report.html", render_report(findings, dataset, _filter_named(findings.image_filter)))
+    with claimed(folder):
+        write_text(folder / "report.html", render_report(findings, dataset, _filter_named(findings.image_filter)))
     return folder / "report.html"
 
 

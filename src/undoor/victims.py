@@ -88,6 +88,8 @@ def fit_victims(
         if one.path.exists():
             if read_architecture(one.path) == architecture:
                 models[number] = load_model(one.path, architecture.network)[0].eval()
+                if one.checkpoint.exists():  # its training was killed after the network had been written
+                    one.checkpoint.unlink(missing_ok=True)
                 continue
             if not overwrite:
                 raise UndoorError(f"{one.path} holds another network; choose another --out or add --overwrite")

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from undoor.engine import one_thread
 from undoor.evidence import Evidence
 from undoor.findings import Findings
 from undoor.reduction import principal_components
@@ -24,7 +25,8 @@ def viewed(findings: Findings, evidence: Evidence, filter_name: str) -> Findings
     for label in range(len(evidence.class_names)):
         mine = np.flatnonzero(evidence.labels == label)
         if len(mine):
-            places[mine] = class_map(evidence.plain.features[mine], assignments[mine])
+            with one_thread():  # whose number would change the last bits
+                places[mine] = class_map(evidence.plain.features[mine], assignments[mine])
     decisions = evidence.filtered[filter_name].decisions
     samples = findings.samples.assign(filtered=decisions, x=places[:, 0], y=places[:, 1])
     return replace(findings, samples=samples, image_filter=filter_name)

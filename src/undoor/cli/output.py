@@ -12,14 +12,16 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, an
 
 
 def with_output_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that also has ``--quiet`` and ``--json`` and obeys them."""
+    """Return a command that also has ``--quiet`` and ``--json`` and obeys them, and alone writes where it does."""
 
     @functools.wraps(command)
     def run(*, quiet: bool, as_json: bool, **options: Any) -> None:
         from undoor import terminal
+        from undoor.lock import claimed
 
         terminal.use(quiet=quiet, as_json=as_json)
-        command(**options)
+        with claimed(options.get("out")), claimed(options.get("sarif")):
+            command(**options)
 
     added = {"quiet": Quiet, "as_json": Json}
     kind = inspect.Parameter.KEYWORD_ONLY

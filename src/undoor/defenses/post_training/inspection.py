@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from undoor.defenses.post_training.gamma_null import Inference, Rule
 from undoor.files import staged
@@ -178,9 +178,9 @@ class Inspection:
         A picture shows v around grey, amplified, beside an image of the source class without it and with it.
         """
         refuse_findings(folder, overwrite)
-        with staged(folder, last="summary.json") as temporary:
+        with staged(folder, last="summary.json", stale=folder.glob("perturbation-*.png")) as temporary:
             self.pairs.to_parquet(temporary / "pairs.parquet", index=False)
-            save_file({"perturbations": self.perturbations}, temporary / "perturbations.safetensors")
+            (temporary / "perturbations.safetensors").write_bytes(save({"perturbations": self.perturbations}))
             for row in np.flatnonzero(self.pairs["detected"]).tolist():
                 source, target = self._pair(row)
                 name = f"perturbation-{self._file_name(source)}-{self._file_name(target)}.png"

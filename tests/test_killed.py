@@ -1,0 +1,50 @@
+"""Runs that are killed at random moments end, when they are given again, as undisturbed ones do: a few of many.
+
+``results/killed`` has the many.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_documents import load_benchmark
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
+def test_killed_runs_end_as_undisturbed_ones(tmp_path):
+    script = [sys.executable, str(ROOT / "benchmarks" / "killed.py"), "--commands", "scan", "--kills", "3"]
+    where = ["--seed", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "results")]
+    done = subprocess.run([*script, *where], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["whole_at_death"], row
+        assert row["same"], row["differ"]
+
+
+def test_the_page_is_made_of_the_results():
+    benchmark = load_benchmark("killed")
+    content = json.loads((benchmark.OUT / "results.json").read_text(encoding="utf-8"))
+    assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(content)
+    assert {row["command"] for row in content["rows"]} == set(benchmark.COMMANDS)
+    assert all(row["whole_at_death"] and row["same"] for row in content["rows"])
+
+
+def test_what_measures_time_is_left_out_and_nothing_else(tmp_path):
+    benchmark = load_benchmark("killed")
+    page = "| defence | seconds | TPR |\n|---|---|---|\n| CI | {} | {} |\n\n| size | TPR |\n|---|---|\n| 1 | {} |"
+    same = benchmark.without_seconds(page.format(1.0, 0.5, 2))
+    assert same == benchmark.without_seconds(page.format(3.0, 0.5, 2))
+    assert same != benchmark.without_seconds(page.format(1.0, 0.6, 2))
+    assert same != benchmark.without_seconds(page.format(1.0, 0.5, 3))
+    for number, text in enumerate(('{"seconds": 1, "x": 2}', '{"seconds": 3, "x": 2}', '{"seconds": 1, "x": 3}')):
+        (tmp_path / f"{number}.json").write_text(text)
+    first, timed, other = (benchmark.content(tmp_path / f"{number}.json") for number in range(3))
+    assert first == timed != other
