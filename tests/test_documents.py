@@ -98,7 +98,12 @@ def test_the_page_about_cluster_impurity_says_what_its_pictures_show():
     assert {path.name for path in benchmark.PICTURES.glob("*.svg")} == drawn
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+]
 
 
 def anchors(page):
