@@ -19,12 +19,12 @@ from undoor.dataset import Dataset, row_ids
 from undoor.defenses.test_time import Ada, Guard, classifier_layer, max_softmax
 from undoor.defenses.test_time.ada import conformal_quantile
 from undoor.defenses.test_time.guard import density_statistic, kl_statistic, layer_outputs
-from undoor.defenses.test_time.null import Null, fit_mixtures, fit_null
+from undoor.defenses.test_time.null import Null, fit_null
 from undoor.em import Mixtures
 from undoor.errors import UndoorError
 from undoor.layers import deep_layers, pooled, watched_inputs
 from undoor.metrics import accuracy
-from undoor.mixture import MixtureSettings
+from undoor.mixture import MixtureSettings, fit_mixtures
 from undoor.networks import build_network
 from undoor.readers.images import decode_files, encode_png
 from undoor.recipes import PRESETS

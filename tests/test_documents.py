@@ -42,6 +42,20 @@ def test_the_page_of_remarks_is_made_of_the_results():
     assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(benchmark.read_results())
 
 
+def test_the_false_alarms_are_those_of_the_results():
+    benchmark = load_benchmark("false_alarms")
+    content = json.loads((benchmark.OUT / "results.json").read_text(encoding="utf-8"))
+    assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(content)
+    written = benchmark.PAGE.read_text(encoding="utf-8").split(benchmark.MARKS[0])[1].split(benchmark.MARKS[1])[0]
+    assert written.strip() == benchmark.block(content)
+
+
+def test_the_interval_of_no_false_alarm_is_the_closed_form():
+    low, high = load_benchmark("false_alarms").interval(0, 23)
+    assert low == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 23))
+
+
 def test_the_arithmetic_is_the_constants_times_the_images():
     benchmark = load_benchmark("cluster_arithmetic")
 
@@ -84,7 +98,12 @@ def test_the_page_about_cluster_impurity_says_what_its_pictures_show():
     assert {path.name for path in benchmark.PICTURES.glob("*.svg")} == drawn
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+]
 
 
 def anchors(page):

@@ -100,6 +100,7 @@ def test_datalab_finds_and_reports_backdoors(planted, findings, capsys, names):
         assert f"Number of examples with this issue: {findings.flagged.sum()}" in told
 
 
+@pytest.mark.filterwarnings("ignore:The behavior of DataFrame concatenation:FutureWarning")  # cleanlab's, pandas 2
 def test_datalab_with_an_image_set_and_other_issues(findings, planted, capsys):
     from cleanlab import Datalab
 

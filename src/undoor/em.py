@@ -60,11 +60,16 @@ def log_densities(apart: Tensor, mixtures: Mixtures) -> Tensor:
     return logs
 
 
-def posterior(rows: Tensor, mixtures: Mixtures) -> tuple[Tensor, Tensor]:
-    """Return the log-likelihoods of rows, (C, n) float64, under one mixture each, and their likeliest components."""
-    logs = torch.cat(
+def joint_log_densities(rows: Tensor, mixtures: Mixtures) -> Tensor:
+    """Return log w + log N(x; μ, Σ), (C, K, n), of rows, (C, n, t), under one mixture each."""
+    return torch.cat(
         [log_densities(_apart(rows[:, block], mixtures), mixtures) for block in _blocks(rows, mixtures)], dim=2
     )
+
+
+def posterior(rows: Tensor, mixtures: Mixtures) -> tuple[Tensor, Tensor]:
+    """Return the log-likelihoods of rows, (C, n) float64, under one mixture each, and their likeliest components."""
+    logs = joint_log_densities(rows, mixtures)
     return logs.logsumexp(1).double(), logs.argmax(1)
 
 

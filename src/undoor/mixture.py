@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from undoor.em import from_labels, posterior, race
+from undoor.em import Mixtures, from_labels, posterior, race
 from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.partitions import hierarchy, small_clusters
@@ -125,6 +125,34 @@ def cluster_classes(
         for _, alike in groupby(going, key=_kind):
             _fit(list(alike), k, settings, device)
     return [Clustering(sweep.assignments, tuple(sweep.criteria)) for sweep in sweeps]
+
+
+def fit_mixtures(classes: Sequence[NDArray[np.float64]], settings: MixtureSettings, seed: int) -> Mixtures:
+    """Return a mixture for the (n, d) rows of every class, with the clusters that BIC chooses as the start of EM."""
+    found = cluster_classes([rows.astype(np.float32) for rows in classes], settings, seed)
+    fitted = []
+    for rows, clustering in zip(classes, found, strict=True):
+        labels = torch.from_numpy(np.unique(clustering.assignments, return_inverse=True)[1])[None]
+        of, exact = torch.zeros(1, dtype=torch.int64), torch.from_numpy(rows)[None]
+        ridge = torch.full((1, rows.shape[1]), settings.regularisation, dtype=torch.float64)
+        start = from_labels(exact, labels, of, int(labels.max()) + 1, ridge)
+        floor = torch.tensor([-torch.inf], dtype=torch.float64)
+        present = torch.ones(1, len(rows), dtype=torch.bool)
+        fitted.append(race(exact, present, start, of, ridge, floor, settings.iterations))
+    return _stacked(fitted)
+
+
+def _stacked(fitted: Sequence[Mixtures]) -> Mixtures:
+    """Return mixtures of different orders as one tensor each; what is filled up has weight 0."""
+    f, k, t = len(fitted), max(one.weights.shape[1] for one in fitted), fitted[0].means.shape[2]
+    eye = torch.eye(t, dtype=torch.float64).expand(f, k, t, t).clone()
+    stacked = Mixtures(torch.zeros(f, k, dtype=torch.float64), torch.zeros(f, k, t, dtype=torch.float64), eye)
+    for number, one in enumerate(fitted):
+        order = one.weights.shape[1]
+        stacked.weights[number, :order] = one.weights[0]
+        stacked.means[number, :order] = one.means[0]
+        stacked.whitenings[number, :order] = one.whitenings[0]
+    return stacked
 
 
 def whiten(rows: NDArray[np.float64], regularisation: float) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:

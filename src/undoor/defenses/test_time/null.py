@@ -1,6 +1,5 @@
 """The null of a layer: for every class, a mixture of Gaussians that clean images of the class are drawn from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from undoor.em import Mixtures, from_labels, posterior, race
+from undoor.em import Mixtures, posterior
 from undoor.errors import UndoorError
-from undoor.mixture import MixtureSettings, cluster_classes
+from undoor.mixture import MixtureSettings, fit_mixtures
 
 IMAGES_A_DIRECTION = 10
 """Clean images there must be for every direction that is kept; the directions of least variance go first."""
@@ -78,31 +77,3 @@ def fit_null(
     mean = exact.mean(axis=0)
     rows = (exact - mean) @ axes
     return Null(mean, axes, fit_mixtures([rows[labels == label] for label in range(classes)], settings, seed))
-
-
-def fit_mixtures(classes: Sequence[NDArray[np.float64]], settings: MixtureSettings, seed: int) -> Mixtures:
-    """Return a mixture for the (n, d) rows of every class, with the clusters that BIC chooses as the start of EM."""
-    found = cluster_classes([rows.astype(np.float32) for rows in classes], settings, seed)
-    fitted = []
-    for rows, clustering in zip(classes, found, strict=True):
-        labels = torch.from_numpy(np.unique(clustering.assignments, return_inverse=True)[1])[None]
-        of, exact = torch.zeros(1, dtype=torch.int64), torch.from_numpy(rows)[None]
-        ridge = torch.full((1, rows.shape[1]), settings.regularisation, dtype=torch.float64)
-        start = from_labels(exact, labels, of, int(labels.max()) + 1, ridge)
-        floor = torch.tensor([-torch.inf], dtype=torch.float64)
-        present = torch.ones(1, len(rows), dtype=torch.bool)
-        fitted.append(race(exact, present, start, of, ridge, floor, settings.iterations))
-    return _stacked(fitted)
-
-
-def _stacked(fitted: Sequence[Mixtures]) -> Mixtures:
-    """Return mixtures of different orders as one tensor each; what is filled up has weight 0."""
-    f, k, t = len(fitted), max(one.weights.shape[1] for one in fitted), fitted[0].means.shape[2]
-    eye = torch.eye(t, dtype=torch.float64).expand(f, k, t, t).clone()
-    stacked = Mixtures(torch.zeros(f, k, dtype=torch.float64), torch.zeros(f, k, t, dtype=torch.float64), eye)
-    for number, one in enumerate(fitted):
-        order = one.weights.shape[1]
-        stacked.weights[number, :order] = one.weights[0]
-        stacked.means[number, :order] = one.means[0]
-        stacked.whitenings[number, :order] = one.whitenings[0]
-    return stacked
