@@ -9,7 +9,7 @@ from conftest import Linear, make_dataset
 from undoor.classifier import Classifier
 from undoor.errors import UndoorError
 from undoor.networks import ResNet20, SmallCNN, build_network, default_network
-from undoor.weights import Architecture, load_model, read_architecture, require_same_classes, save_model
+from undoor.weights import Architecture, call_factory, load_model, read_architecture, require_same_classes, save_model
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -189,7 +189,7 @@ def harmful():
 def test_a_file_does_not_decide_which_code_runs(tmp_path):
     model = build_network("small-cnn", (1, 12, 12), 3)
     save_model(model, Architecture("test_classifier:harmful", (1, 12, 12), ("a", "b"), {}), tmp_path / "m.safetensors")
-    with pytest.raises(UndoorError, match="does not come with undoor; name it"):
+    with pytest.raises(UndoorError, match="and does not say which network it belongs to; name a function"):
         load_model(tmp_path / "m.safetensors")
     save_model(model, Architecture("small-cnn", (3, 10**9, 10**9), ("a", "b"), {}), tmp_path / "m.safetensors")
     with pytest.raises(UndoorError, match="its images have more than 1,048,576 pixels"):
@@ -254,3 +254,18 @@ def test_public_names_exist():
     assert dir(undoor) == undoor.__all__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = undoor.nothing
+
+
+def test_scaling_that_does_not_fit_the_channels():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 2))
+    images = torch.rand(2, 3, 4, 4)
+    with pytest.raises(UndoorError, match="std has 2 numbers, the images have 3 channels"):
+        Classifier(model, mean=[0.5], std=[0.2, 0.2]).features_and_logits(images)
+    one, all_ = (Classifier(model, mean=[0.5] * n, std=[0.2] * n).features_and_logits(images)[1] for n in (1, 3))
+    assert torch.equal(one, all_)
+
+
+@pytest.mark.parametrize("name", ["mine.py:network", "mine.network", "mine"])
+def test_a_factory_that_is_written_otherwise(name):
+    with pytest.raises(UndoorError, match="such as mine:network for the function network"):
+        call_factory(name)

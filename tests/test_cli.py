@@ -431,3 +431,21 @@ def test_inspect(run, data, tmp_path):
     code, _, errors = run(*arguments, "--out", tmp_path / "other", "--rule", "C")
     assert (code, errors.count("\n")) == (2, 1)
     assert "choose A or B" in errors
+
+
+def test_clean_takes_a_list_of_ones_own(run, data, tmp_path):
+    options = ("--model", data / "linear.safetensors", *NETWORK, "--exit-zero", "--quiet")
+    run("scan", data / "images", *options, "--out", tmp_path / "found")
+    names = sorted(path.relative_to(data / "images").as_posix() for path in (data / "images").rglob("*.png"))
+    (tmp_path / "mine.txt").write_text(f"{names[3]}\n\n{names[40]}\n", encoding="utf-8")
+    arguments = ("clean", data / "images", "--findings", tmp_path / "found")
+    code, out, _ = run(*arguments, "--drop", tmp_path / "mine.txt", "--out", tmp_path / "kept")
+    assert code == 0
+    assert f"kept {len(names) - 2} of {len(names)} images" in out
+    left = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("*.png"))
+    assert left == [name for name in names if name not in (names[3], names[40])]
+    (tmp_path / "mine.txt").write_text("elsewhere.png\n", encoding="utf-8")
+    code, _, err = run(*arguments, "--drop", tmp_path / "mine.txt", "--out", tmp_path / "other")
+    assert code == 2
+    assert "names 'elsewhere.png', which was not scanned" in err
+    assert not (tmp_path / "other").exists()

@@ -115,6 +115,17 @@ def test_the_page_of_pruning(results):
     assert list(pruned.against(measured).table()) == ["network", "accuracy_on_images_held_out", "clean_accuracy"]
 
 
+def test_a_network_that_is_worse_is_not_called_repaired(results):
+    pruned, html = results["pruning"]
+    assert pruned.doubt is None
+    assert "Network: repaired" in " ".join(Collector(html).text.split())
+    spoilt = replace(pruned, accuracies={**pruned.accuracies, "tuned": pruned.accuracies["before"] - 0.1})
+    assert "has fallen by 0.100, more than the tolerance of 0.04" in spoilt.doubt
+    page = " ".join(Collector(spoilt.report(b"")).text.split())
+    assert "Network: worse" in page
+    assert spoilt.doubt in page
+
+
 def test_the_page_of_a_bench_holds_every_finding(results):
     every, html = results["bench"]
     rows = [attrs for tag, attrs in Collector(html).tags if tag == "tr"]

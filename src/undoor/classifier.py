@@ -136,6 +136,12 @@ class Classifier:
     def _logits(self, images: Tensor) -> Tensor:
         try:
             if self._mean is not None and self._std is not None:
+                for name, values in (("mean", self._mean), ("std", self._std)):
+                    if len(values) not in (1, images.shape[1]):
+                        raise UndoorError(
+                            f"{name} has {len(values)} numbers, the images have {images.shape[1]} channels; give one "
+                            "number for each, or one for all"
+                        )
                 images = (images - self._mean) / self._std
             logits = self.model(images)
             logits = getattr(logits, "logits", logits)

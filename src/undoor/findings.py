@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from undoor import notebook
-from undoor.bounds import CLASSES, read_json, require_file, require_names
+from undoor.bounds import CLASSES, read_bytes, read_json, require_file, require_names
 from undoor.columns import read_columns
+from undoor.doubts import Doubt, doubts
 from undoor.errors import UndoorError, first_line
 from undoor.files import staged
 from undoor.metrics import DetectionCounts, detection
@@ -30,6 +31,9 @@ CLUSTER_COLUMNS = (
 )  # fmt: skip
 CURVE_COLUMNS = ("class", "look", "dimensions", "components", "criterion")
 VIEW_COLUMNS = ("filtered", "x", "y")
+
+LIST_BYTES = 2**30
+"""Bytes of a list of ids: two million of the longest ones."""
 
 _WHOLE, _REAL, _TRUE = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
 SUMMARY_TYPES: dict[str, Any] = {
@@ -122,7 +126,7 @@ class Findings:
     curves: pd.DataFrame = field(default_factory=curve_table)
     image_filter: str = ""
     versions: Mapping[str, str] = field(default_factory=versions)
-    pictures: Mapping[int, bytes] = field(default_factory=dict)
+    pictures: Mapping[int, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def flagged(self) -> NDArray[np.bool_]:
@@ -133,6 +137,11 @@ class Findings:
     def verdict(self) -> Literal["poisoned", "clean"]:
         """Whether anything is flagged."""
         return "poisoned" if self.flagged.any() else "clean"
+
+    @property
+    def doubts(self) -> list[Doubt]:
+        """What makes the verdict doubtful."""
+        return doubts(self.samples, self.clusters, self.class_names)
 
     @property
     def classes_flagged(self) -> tuple[str, ...]:
@@ -166,6 +175,8 @@ class Findings:
             "samples": len(self.samples),
             "flagged": int(self.flagged.sum()),
             "threshold": self.threshold,
+            "learned": round(float((self.samples["predicted"] == self.samples["label"]).mean()), 4),
+            "doubts": [doubt.text for doubt in self.doubts],
             "settings": dict(self.settings),
             "seed": self.seed,
             "versions": dict(self.versions),
@@ -298,3 +309,15 @@ def read_ids(folder: Path) -> tuple[list[str], list[str]]:
         samples = _table(folder, "samples", ["id", "flagged"])
     require_names(samples["id"], "id")
     return samples["id"].tolist(), samples.loc[~samples["flagged"], "id"].tolist()
+
+
+def read_list(path: Path, scanned: Sequence[str]) -> set[str]:
+    """Return the ids in a file such as ``drop.txt``, one a line; raise if one of them was not scanned."""
+    try:
+        ids = read_bytes(path, LIST_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UndoorError(f"{path} cannot be read: {first_line(error)}; give a file with one id a line") from error
+    unknown = [name for name in ids if name and name not in set(scanned)]
+    if unknown:
+        raise UndoorError(f"{path} names {unknown[0]!r}, which was not scanned; give ids of these findings, one a line")
+    return {name for name in ids if name}

@@ -21,13 +21,9 @@ from undoor.files import write_text
 from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
 from undoor.findings import Findings, read_findings
 from undoor.lock import claimed
-from undoor.metrics import accuracy
 from undoor.report import render_report
 from undoor.report.pictures import encoded, evenly
 from undoor.viewing import viewed
-
-LEARNED = 0.9
-"""Share of training images decided as labelled, below which a user is told that the network is no witness."""
 
 
 def scan(
@@ -64,18 +60,12 @@ def scan(
         classifier, dataset, (image_filter,), batch_size=batch_size, folder=folder, engine=engine, on_batch=on_batch
     )
     collected = time.perf_counter() - begun
-    learned = accuracy(evidence.plain.decisions, evidence.labels)
-    if learned < LEARNED:
-        warnings.warn(
-            f"the network decides only {learned:.0%} of the images as they are labelled: what it has not learned "
-            "cannot be found in it; train it longer, or on this very set",
-            UndoorNotice,
-            stacklevel=2,
-        )
     findings = defense(evidence)
     if dataset.truth is not None:
         findings = findings.against(dataset.truth.poisoned)
     findings = viewed(findings, evidence, str(image_filter)).timed({"evidence": collected})
+    for doubt in findings.doubts:
+        warnings.warn(doubt.text, UndoorNotice, stacklevel=2)
     return replace(findings, pictures=_pictures(findings, dataset))
 
 

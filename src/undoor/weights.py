@@ -112,8 +112,8 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
             model = build_network(architecture.network, architecture.shape, len(architecture.class_names))
         else:
             raise UndoorError(
-                f"{path} belongs to a network that does not come with undoor; name it with "
-                "--network package.module:factory"
+                f"{path} was not written by undoor train, and does not say which network it belongs to; name a "
+                "function that returns it with --network package.module:factory"
             )
         with _whole(path), safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -175,6 +175,11 @@ def _tensors_only(path: Path) -> dict[str, Tensor]:
 def call_factory(name: str) -> nn.Module:
     """Import ``package.module:factory``, call it and return the network."""
     module_name, _, factory_name = name.partition(":")
+    if not factory_name or module_name.endswith(".py"):
+        raise UndoorError(
+            f"there is no network {name!r}; give one of {', '.join(NETWORKS)} or package.module:factory, such as "
+            "mine:network for the function network in mine.py"
+        )
     here = str(Path.cwd())
     if here not in sys.path:  # a network usually lies in a file beside the data, not in a package
         sys.path.append(here)

@@ -38,4 +38,5 @@ def demo(
     terminal.print_result(
         {**result.summary(), "verdict": result.findings.verdict, "report": out / "findings" / "report.html"}
     )
-    terminal.out.print(f"report: {out / 'findings' / 'report.html'}", soft_wrap=True)
+    terminal.out.print(f"report: {out / 'findings' / 'report.html'}", soft_wrap=True, markup=False)
+    terminal.out.print("next: undoor scan YOUR_FOLDER --out findings")

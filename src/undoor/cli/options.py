@@ -27,8 +27,8 @@ SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out image
 Layer = Annotated[
     str | None, typer.Option(help="the layer whose input are the features; by default the last linear one")
 ]
-Mean = Annotated[str | None, typer.Option(help="M,M,M: subtracted from each channel in [0, 1] first")]
-Std = Annotated[str | None, typer.Option(help="S,S,S: each channel is divided by it next")]
+Mean = Annotated[str | None, typer.Option(help="M,M,M, or one M for all channels: subtracted from images in [0, 1]")]
+Std = Annotated[str | None, typer.Option(help="S,S,S, or one S for all channels: they are then divided by it")]
 ExitZero = Annotated[bool, typer.Option("--exit-zero", help="end with 0 although something is flagged")]
 EngineKind = Annotated[
     str, typer.Option("--engine", help="local, processes of this machine, or ray, the cluster of RAY_ADDRESS")

@@ -1,5 +1,6 @@
 """The command ``undoor prune``."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,7 @@ from undoor.cli.options import (
     numbers,
     read_data,
 )
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, UndoorNotice
 
 if TYPE_CHECKING:
     from undoor.attacks import Attack
@@ -107,6 +108,8 @@ def prune(
     page = out.with_suffix(".html")
     terminal.print_result({**result.summary(), "network": out, "report": page})
     terminal.print_pruned(result)
+    if result.doubt:
+        warnings.warn(result.doubt, UndoorNotice, stacklevel=1)
     terminal.out.print(f"network: {out}\nreport: {page}", soft_wrap=True, markup=False)
 
 

@@ -160,19 +160,27 @@ def clean(
     data: Data,
     findings: Annotated[Path, typer.Option(help="the folder that undoor scan wrote for DATA")],
     out: Out,
+    drop: Annotated[
+        Path | None, typer.Option(help="a file with one id a line: leave these out, instead of what was flagged")
+    ] = None,
     split: Split = "train",
 ) -> None:
     """Write the part of DATA that was not flagged; DATA itself stays as it is.
 
+    With --drop it is you who decides: the report saves a selection as such a file.
+
     Example: undoor clean photos --findings findings --out photos-clean
     """
-    from undoor.findings import read_ids
+    from undoor.findings import read_ids, read_list
     from undoor.readers.subset import write_subset
     from undoor.terminal import counting_bar, print_result
     from undoor.terminal import out as console
 
     refuse_existing(out)
     scanned, kept = read_ids(findings)
+    if drop is not None:
+        dropped = read_list(drop, scanned)
+        kept = [name for name in scanned if name not in dropped]
     with counting_bar("write") as on_image:
         write_subset(data, scanned, kept, out, split, on_image)
     print_result({"out": out, "scanned": len(scanned), "kept": len(kept)})

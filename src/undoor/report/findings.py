@@ -41,11 +41,11 @@ def render_report(findings: Findings, dataset: Dataset, image_filter: Filter) ->
         image["place"] = place[image["row"]]
     return render(
         "findings.html.j2",
-        _data(findings, rows, small),
+        _data(findings, rows, small, int(cards[0]["group"]["class"]) if cards else None),
         findings=findings,
         summary=findings.summary(),
         margin=_margin(findings),
-        learned=float((findings.samples["predicted"] == findings.samples["label"]).mean()),
+        doubts=findings.doubts,
         clusters=[
             {**row, "went_to": charts.destinations(row["destinations"], findings.class_names, 3)} for row in clusters
         ],
@@ -88,19 +88,28 @@ def _pictured(findings: Findings, rows: NDArray[np.int64], most: int = 6000) -> 
 
 
 def _groups(findings: Findings) -> list[dict[str, Any]]:
-    """Return what is flagged as groups of rows: clusters, the most impure first, or classes where there are none."""
-    samples = findings.samples
-    if len(findings.clusters):
-        flagged = findings.clusters[findings.clusters["flagged"]].sort_values("impurity", ascending=False)
-        keys = ["label", "cluster"]
-        members = samples.groupby(keys).indices
-        table: list[dict[str, Any]] = flagged.to_dict("records")  # type: ignore[assignment] # its columns have names
+    """Return what cards show, as groups of rows: what is flagged, clusters or classes where there are none.
+
+    The most impure cluster comes first. Where nothing is flagged, it is what is doubtful, or the most impure cluster.
+    """
+    samples, clusters = findings.samples, findings.clusters
+    if len(clusters):
+        clusters = clusters.sort_values("impurity", ascending=False, kind="stable")
+        doubtful = {doubt.cluster for doubt in findings.doubts}
+        chosen = clusters["flagged"].to_numpy(dtype=bool)
+        if not chosen.any():
+            chosen = np.array([key in doubtful for key in zip(clusters["class"], clusters["cluster"], strict=True)])
+        if not chosen.any():
+            chosen[0] = True
+        members = samples.groupby(["label", "cluster"]).indices
+        table: list[dict[str, Any]] = clusters[chosen].to_dict("records")  # type: ignore[assignment] # its columns
         return [{**row, "rows": members[row["class"], row["cluster"]]} for row in table]
     return [
-        {"class": label, "class_name": findings.class_names[label], "cluster": None, "rows": rows, "size": len(rows)}
+        {"class": label, "class_name": findings.class_names[label], "cluster": None, "rows": rows, "size": len(rows),
+         "flagged": True}
         for label in np.unique(samples["label"][findings.flagged])
         if len(rows := np.flatnonzero(findings.flagged & (samples["label"] == label)))
-    ]
+    ]  # fmt: skip
 
 
 def _cards(findings: Findings, dataset: Dataset, image_filter: Filter) -> list[dict[str, Any]]:
@@ -111,7 +120,8 @@ def _cards(findings: Findings, dataset: Dataset, image_filter: Filter) -> list[d
     for group in groups:
         rows = group.pop("rows")
         of_class = np.flatnonzero(samples["label"] == group["class"])
-        others = of_class[~findings.flagged[of_class]]
+        others = np.setdiff1d(of_class, rows) if not group["flagged"] else of_class[~findings.flagged[of_class]]
+        group["fallen"] = _fallen(findings, rows)
         sheet = pictures.sheet(dataset, pictures.evenly(rows, images), image_filter)
         for image in sheet:
             sample = samples.iloc[image["row"]]
@@ -128,6 +138,15 @@ def _cards(findings: Findings, dataset: Dataset, image_filter: Filter) -> list[d
     return cards
 
 
+def _fallen(findings: Findings, rows: NDArray[np.int64]) -> float | None:
+    """Return the share of decisions for the label that the filter changes, whether or not that counts."""
+    samples = findings.samples.iloc[rows]
+    decided = samples[samples["predicted"] == samples["label"]]
+    if "filtered" not in samples or decided.empty:
+        return None
+    return float((decided["filtered"] != decided["label"]).mean())
+
+
 def _by_class(findings: Findings) -> list[dict[str, Any]]:
     """Return, for each class that is present, how many of its samples are flagged."""
     table = findings.samples.groupby("label", as_index=False).agg(
@@ -137,8 +156,8 @@ def _by_class(findings: Findings) -> list[dict[str, Any]]:
     return [{"name": findings.class_names[row["label"]], **row} for row in rows]
 
 
-def _data(findings: Findings, rows: NDArray[np.int64], small: pictures.Smalls) -> dict[str, Any]:
-    """Return what the page's script works on: one list a column of the samples at ``rows``."""
+def _data(findings: Findings, rows: NDArray[np.int64], small: pictures.Smalls, first: int | None) -> dict[str, Any]:
+    """Return what the page's script works on: one list a column of the samples at ``rows``; ``first``: shown first."""
     samples = findings.samples.iloc[rows]
     thumb = np.full(len(findings.samples), -1)
     thumb[small.rows] = np.arange(len(small.rows))
@@ -157,6 +176,7 @@ def _data(findings: Findings, rows: NDArray[np.int64], small: pictures.Smalls) -
             columns[axis] = (GRID * (samples[axis] - low) / spread).round().astype(int).tolist()
     return {
         "classes": list(findings.class_names),
+        "first": first,
         "grid": GRID,
         "thumbs": {"columns": small.columns, "height": small.size[0], "width": small.size[1]},
         "samples": columns,

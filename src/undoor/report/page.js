@@ -271,7 +271,7 @@ if (samples.x) {
   list.addEventListener('change', () => open(+list.value));
   const present = new Set(samples.label);
   classes.forEach((name, label) => { if (present.has(label)) list.append(make('option', name, {value: label})); });
-  open(samples.label[Math.max(0, samples.flagged.indexOf(1))]);
+  open(data.first ?? samples.label[Math.max(0, samples.flagged.indexOf(1))]);
   watchers.push(paint);
   window.addEventListener('resize', paint);
   // On paper the page is bright; so that the map is, too, it is painted with those colours before.

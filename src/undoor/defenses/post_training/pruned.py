@@ -97,6 +97,7 @@ class Pruned:
             "seed": self.settings["seed"],
             "versions": versions(),
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "doubt": self.doubt,
             "measured": None if self.measured is None else dict(self.measured),
         }
 
@@ -111,6 +112,17 @@ class Pruned:
         ]
         return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
+    @property
+    def doubt(self) -> str | None:
+        """What is wrong with the repaired network, in a sentence; None if accuracy has not fallen by too much."""
+        fallen, tolerance = self.accuracies["before"] - self.accuracies["tuned"], self.settings["tolerance"]
+        if fallen <= tolerance:
+            return None
+        return (
+            f"accuracy on the clean images held out has fallen by {fallen:.3f}, more than the tolerance of "
+            f"{tolerance}; give more clean images, a lower --learning-rate or more --epochs"
+        )
+
     def report(self, curve: bytes) -> str:
         """Return the result as one HTML file with the curve, a PNG."""
         before, after = (self.table().iloc[row] for row in (0, -1))
@@ -122,9 +134,11 @@ class Pruned:
             f"{name.replace('_', ' ').capitalize()}: {before[name]:.4f} before, {after[name]:.4f} after."
             for name in self.table().columns[1:]
         ]
+        notes += [f"Note: {self.doubt}."] if self.doubt else []
         caption = "Accuracy against the share of channels pruned; the line across is what is tolerated."
         return render_result(
-            "repaired", lead, self.summary(), alarming=False, heading="Network", notes=notes, images=[(caption, curve)],
+            "worse" if self.doubt else "repaired", lead, self.summary(), alarming=self.doubt is not None,
+            heading="Network", notes=notes, images=[(caption, curve)],
             tables={"Before, after pruning, and after fine-tuning": self.table(), "Along the curve": self.curve},
         )  # fmt: skip
 
