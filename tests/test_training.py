@@ -8,7 +8,7 @@ from torch import nn
 import undoor
 from conftest import Linear, make_dataset
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.recipes import PRESETS, recipe
+from undoor.recipes import PRESETS, long_enough, recipe
 from undoor.training import train
 from undoor.victims import fit_victim
 
@@ -164,3 +164,12 @@ def test_a_users_network_by_name(tmp_path):
     first = fit_victim(make_dataset(), slow, path, "conftest:linear_network")
     assert isinstance(first, nn.Module)
     assert torch.equal(weights(first), weights(fit_victim(make_dataset(), slow, path, "conftest:linear_network")))
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(50_000, 14), (5_300, 14), (1_520, 46), (90, 100), (1, 100)])
+def test_small_sets_are_trained_on_for_longer(images, epochs):
+    chosen = recipe("fast")
+    longer = long_enough(chosen, images)
+    assert longer.epochs == epochs
+    assert replace(longer, epochs=chosen.epochs) == chosen
+    assert long_enough(recipe("paper"), images).epochs == 200

@@ -61,6 +61,19 @@ accuracy and its attack success rate were compared with those of ``paper`` on th
 """
 
 
+STEPS = 500
+"""Of a training, at least: a small set makes few a pass, and what is planted in it is then not learned."""
+
+LONGEST = 100
+"""Epochs, at most, for the sake of ``STEPS``."""
+
+
+def long_enough(chosen: Recipe, images: int) -> Recipe:
+    """Return the recipe with so many epochs that a training on so many images takes ``STEPS``; no fewer than it has."""
+    steps = max(1, images // chosen.batch_size)
+    return replace(chosen, epochs=max(chosen.epochs, min(LONGEST, -(-STEPS // steps))))
+
+
 def recipe(
     preset: str = "fast", *, epochs: int | None = None, learning_rate: float | None = None, seed: int = 0
 ) -> Recipe:

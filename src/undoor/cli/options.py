@@ -16,7 +16,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an ea
 Preset = Annotated[
     str, typer.Option(help="fast (a short schedule for a CPU), paper (200 epochs) or large-batch (for a GPU)")
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="instead of the preset's number")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="instead of the preset's number, which is higher for small sets")
+]
 LearningRate = Annotated[float | None, typer.Option(help="instead of the preset's highest")]
 Network = Annotated[str | None, typer.Option(help="resnet20, small-cnn or package.module:factory")]
 Split = Annotated[str, typer.Option(help="the part of DATA to read, where it has several")]

@@ -102,7 +102,7 @@ def scan(
     from undoor.findings import refuse_findings
     from undoor.integrations import sarif_log
     from undoor.mixture import MixtureSettings
-    from undoor.recipes import recipe
+    from undoor.recipes import long_enough, recipe
     from undoor.scanning import scan as run
     from undoor.scanning import write_findings
     from undoor.shards import kept_until_done
@@ -133,6 +133,7 @@ def scan(
         image_size=image_size, skip_broken=skip_broken,
     )  # fmt: skip
     if given is None:
+        chosen = chosen if epochs is not None else long_enough(chosen, len(dataset))
         with terminal.stages("train") as bar:
             victim = fit_victim(
                 dataset, chosen, out / "victim.safetensors", network, overwrite=overwrite, on_step=bar.training()

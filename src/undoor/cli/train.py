@@ -49,7 +49,7 @@ def train(
     from undoor import terminal
     from undoor.attacks import read_attack
     from undoor.experiments.measure import measure
-    from undoor.recipes import recipe
+    from undoor.recipes import long_enough, recipe
     from undoor.victims import fit_victim
 
     chosen = recipe(preset, epochs=epochs, learning_rate=learning_rate, seed=seed)
@@ -59,6 +59,7 @@ def train(
     columns = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
     dataset = read_data(data, split=split, skip_broken=skip_broken, **columns)
     test_set = None if test is None else read_data(test, split="test", skip_broken=skip_broken, **columns)
+    chosen = chosen if epochs is not None else long_enough(chosen, len(dataset))
     with terminal.stages("train") as bar:
         model = fit_victim(dataset, chosen, out, network, overwrite=overwrite, on_step=bar.training())
     terminal.out.print(f"network: {out}", soft_wrap=True, markup=False)
