@@ -82,7 +82,15 @@ def test_clean_verdict():
     page = Collector(render_report(findings, dataset, Average()))
     assert "clean" in page.texts["span"]
     assert "nothing, not that nothing is there" in page.text
-    assert not [1 for tag, attrs in page.tags if "data-sample" in attrs]
+    assert "What is flagged" not in page.text
+    assert "What to look at, although nothing is flagged" in page.text
+    ids = findings.samples["id"].tolist()
+    named = [attrs["aria-label"] for _, attrs in page.tags if "data-sample" in attrs]
+    shown = [ids.index(name.removeprefix("select ")) for name in named]
+    worst = findings.clusters.sort_values("impurity").iloc[-1]
+    of_worst = (findings.samples["label"] == worst["class"]) & (findings.samples["cluster"] == worst["cluster"])
+    assert shown
+    assert of_worst.iloc[shown].all()
 
 
 @pytest.mark.parametrize("defense", [SpectralSignatures(), ActivationClustering()])

@@ -225,7 +225,7 @@ def read_findings(folder: Path) -> Findings:
                 raise ValueError(f"{name} in summary.json holds something else")
         names = summary["class_names"]
         require_names(names, "class name", most=CLASSES)
-        texts = list(_texts({**summary, "class_names": []}))
+        texts = list(_texts({**summary, "class_names": [], "doubts": []}))  # doubts are not read but found again
         require_names(texts, "text in summary.json")
         if not all(isinstance(value, int | float) for value in summary["seconds"].values()):
             raise ValueError("seconds in summary.json holds something else")
@@ -275,7 +275,7 @@ def _table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pd.
                 raise ValueError(f"{path.name} has no column {column}")
         elif not kind(schema.field(column).type):
             raise ValueError(f"column {column} of {path.name} holds {schema.field(column).type}")
-    table = read_columns(path, [column for column in types if column in schema.names])
+    table = read_columns(path, [column for column in schema.names if column in types])
     if any(column.null_count for column in table.columns):
         raise ValueError(f"{path.name} lacks values")
     frame: pd.DataFrame = table.replace_schema_metadata().to_pandas()

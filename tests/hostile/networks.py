@@ -118,7 +118,10 @@ def described(change, *more: str):
 
 WHOLE = "not a whole safetensors file"
 for name, (change, told) in {
-    "network that names a function": (lambda said: said.update(network="os:system"), "name it with --network"),
+    "network that names a function": (
+        lambda said: said.update(network="os:system"),
+        "name a function that returns it with --network",
+    ),
     "network described by a list": (lambda said: "[]", WHOLE),
     "network described too deeply": (lambda said: '{"a":' * 10**5, "nested too deeply"),
     "network for images of fractions": (lambda said: said.update(shape=[1.0, 12, 12]), "impossible"),
