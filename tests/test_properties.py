@@ -469,7 +469,7 @@ names = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp", "Cf"))
         unique_by=lambda s: s[0],
     )
 )
-@always(25)
+@always(8)
 def test_findings_are_read_as_they_were_written(drawn):
     ids, labels, scores, flagged = (list(column) for column in zip(*drawn, strict=True))
     rows = [(i, k, 1 - k, 0, s, f, k, s, -s) for i, k, s, f in zip(ids, labels, scores, flagged, strict=True)]
