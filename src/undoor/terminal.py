@@ -45,6 +45,9 @@ def print_result(result: Mapping[str, Any]) -> None:
     _machine.out(plain, highlight=False)
 
 
+CLUSTERS = 5
+"""Of the clusters, so many are shown: the most impure."""
+
 QUERIES = 20
 """Of the queries that a guard has checked, so many are shown."""
 
@@ -195,11 +198,15 @@ def print_findings(findings: "Findings") -> None:
 
 
 def _print_clusters(findings: "Findings") -> None:
-    table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}", title_justify="left")
+    n = len(findings.clusters)
+    more = "" if n <= CLUSTERS else f"; the first {CLUSTERS} of {n}"
+    table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}{more}", title_justify="left")
     for name in ("class", "cluster", "images", "changed", "impurity"):
         table.add_column(name, justify="left" if name == "class" else "right")
     table.add_column("flagged")
-    for row in findings.clusters.sort_values("impurity", ascending=False, kind="stable").head(5).to_dict("records"):
+    for row in (
+        findings.clusters.sort_values("impurity", ascending=False, kind="stable").head(CLUSTERS).to_dict("records")
+    ):
         table.add_row(
             _short(row["class_name"], max(out.width - 60, 12)),  # what the numbers leave of the line
             str(row["cluster"]),
