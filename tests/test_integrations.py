@@ -16,7 +16,6 @@ from test_readers import write_folder
 from undoor.attacks import Attack, poison
 from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures, random_filter
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.findings import Findings
 from undoor.integrations import from_dataset, issues, sarif_log, to_dataset
 from undoor.integrations.sarif import LOCATIONS, address
 from undoor.readers.images import encode_png
@@ -34,7 +33,7 @@ def findings(planted):
 
 def renamed(findings, ids):
     """Return the findings with other ids."""
-    return Findings(**{**findings.__dict__, "samples": findings.samples.assign(id=ids)})
+    return replace(findings, samples=findings.samples.assign(id=ids))
 
 
 DEFENSES = {
@@ -181,7 +180,7 @@ def test_sarif_of_findings_on_files(findings, valid, tmp_path, monkeypatch):
         f"{len(flagged)} of {(found.samples['label'] == 1).sum()} images labelled class1" in result["message"]["text"]
     )
     # Scanned once more with another seed, the result is the same one to a code-scanning page.
-    again = sarif_log(Findings(**{**found.__dict__, "seed": 3}), "my data")["runs"][0]["results"][0]
+    again = sarif_log(replace(found, seed=3), "my data")["runs"][0]["results"][0]
     assert again["partialFingerprints"] == result["partialFingerprints"]
 
 

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -138,7 +139,7 @@ class Findings:
         """Whether anything is flagged."""
         return "poisoned" if self.flagged.any() else "clean"
 
-    @property
+    @cached_property
     def doubts(self) -> list[Doubt]:
         """What makes the verdict doubtful."""
         return doubts(self.samples, self.clusters, self.class_names)

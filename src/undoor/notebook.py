@@ -33,6 +33,11 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 </div>""")
 
 
+def png_uri(content: bytes) -> str:
+    """Return a PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+
+
 def groups(
     samples: pd.DataFrame, clusters: pd.DataFrame, class_names: Sequence[str]
 ) -> list[tuple[dict[str, Any], NDArray[np.int64]]]:
@@ -84,8 +89,7 @@ def render(
     """
 
     def uris(members: NDArray[np.int64]) -> list[str]:
-        shown = [pictures[row] for row in members.tolist() if row in pictures]
-        return ["data:image/png;base64," + base64.b64encode(one).decode("ascii") for one in shown[:PICTURES]]
+        return [png_uri(pictures[row]) for row in members.tolist() if row in pictures][:PICTURES]
 
     return _TEMPLATE.render(
         verdict=verdict,

@@ -131,8 +131,9 @@ def check(
 
     if out is not None and out.suffix != ".parquet":
         raise UndoorError(f"{out} should end in .parquet; choose such a name for --out")
-    if out is not None and out.exists() and not overwrite:
-        raise UndoorError(f"{out} exists already; choose another --out or add --overwrite")
+    for file in () if out is None else (out, out.with_suffix(".html")):
+        if file.exists() and not overwrite:
+            raise UndoorError(f"{file} exists already; choose another --out or add --overwrite")
     scaling: dict[str, Any] = {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
     classifier = Classifier(load_model(model, network)[0], layer=classifier_layer(guard), **scaling)
     fitted = Guard.read(guard, classifier)

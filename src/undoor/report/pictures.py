@@ -14,6 +14,7 @@ from torch import Tensor
 
 from undoor.dataset import Dataset
 from undoor.filters import Filter
+from undoor.notebook import png_uri
 from undoor.readers.images import encode_png
 
 LARGEST = 96
@@ -99,7 +100,7 @@ def _grey(change: Tensor) -> NDArray[np.uint8]:
 
 
 def _png(image: NDArray[np.uint8]) -> str:
-    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode("ascii")
+    return png_uri(encode_png(image))
 
 
 @dataclass(frozen=True, eq=False)

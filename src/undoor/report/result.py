@@ -1,6 +1,5 @@
 """The page of any other result: of an inspection, a guard's check, pruning or a bench, from its summary and tables."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from undoor.notebook import png_uri
 from undoor.report import charts, pictures
 from undoor.report.page import decimal, number, render
 
@@ -84,10 +84,7 @@ def render_result(
         facts=facts,
         summary={"settings": {}, "seconds": {}, "versions": {}, **summary},
         tables=[_table(caption, frame, marked_by) for caption, frame in (tables or {}).items()],
-        pictures=[
-            {"caption": caption, "uri": "data:image/png;base64," + base64.b64encode(content).decode("ascii")}
-            for caption, content in images
-        ],
+        pictures=[{"caption": caption, "uri": png_uri(content)} for caption, content in images],
     )
 
 

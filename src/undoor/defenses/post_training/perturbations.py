@@ -146,8 +146,7 @@ class Descent:
             turned *= _wide(norms / lengths(turned).clamp_min(TINY))
             state.v[rows] = torch.where(_wide(reached), turned, free)
             rows = rows[~reached | (state.pace[rows] >= self.last_pace)]
-            if on_pair is not None:
-                on_pair(round(len(pairs) - len(rows) * (1 - (step + 1) / self.steps)), len(pairs))
+            _tell(on_pair, len(pairs), len(rows), (step + 1) / self.steps)
             if not len(rows):
                 break
         return state.result()
@@ -196,8 +195,7 @@ class RandomDirection:
             beyond = ~reached & (norms[rows] >= largest)
             norms[rows] *= torch.exp(torch.where(hit, -1, 1) * state.pace[rows])
             rows = rows[~beyond & (state.pace[rows] >= self.last_pace)]
-            if on_pair is not None:
-                on_pair(round(len(pairs) - len(rows) * (1 - (step + 1) / self.steps)), len(pairs))
+            _tell(on_pair, len(pairs), len(rows), (step + 1) / self.steps)
             if not len(rows):
                 break
         return state.result()
@@ -207,6 +205,12 @@ def lengths(patterns: Tensor) -> Tensor:
     """Return ‖v‖₂, (P,), of (P, C, H, W) patterns."""
     norms: Tensor = torch.linalg.vector_norm(patterns.flatten(1), dim=1)
     return norms
+
+
+def _tell(on_pair: OnPair | None, pairs: int, left: int, progress: float) -> None:
+    """Tell how many pairs are done; those under way count in part, by the steps that they may still take."""
+    if on_pair is not None:
+        on_pair(round(pairs - left * (1 - progress)), pairs)
 
 
 def _wide(values: Tensor) -> Tensor:

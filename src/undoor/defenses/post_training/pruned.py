@@ -168,5 +168,6 @@ def refuse_network(path: Path, overwrite: bool) -> None:
     """Raise if a network cannot be written to ``path``, or another file is there that may not be replaced."""
     if path.suffix != ".safetensors":
         raise UndoorError(f"{path} should end in .safetensors; choose such a name for --out")
-    if path.exists() and not overwrite:
-        raise UndoorError(f"{path} exists already; choose another --out or add --overwrite")
+    for file in (path, path.with_suffix(".html")):
+        if file.exists() and not overwrite:
+            raise UndoorError(f"{file} exists already; choose another --out or add --overwrite")
