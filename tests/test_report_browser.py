@@ -91,6 +91,15 @@ def show(page, mode, width, height=900):
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    # The page hears of both with its next frame, and only then paints its map anew.
+    page.browser.execute_async_script(
+        "const [width, dark, done] = arguments, query = matchMedia('(prefers-color-scheme: dark)');"
+        "const settled = () => innerWidth === width && query.matches === dark"
+        " ? requestAnimationFrame(() => requestAnimationFrame(() => done())) : requestAnimationFrame(settled);"
+        "settled();",
+        width,
+        mode == "dark",
+    )
 
 
 def screenshot(page, mode, width, path):
