@@ -1,8 +1,10 @@
 """A pass that is cut into shards, killed, resumed, and larger than the memory."""
 
+import json
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as tensors
 
 import undoor
 from conftest import Linear, make_dataset
@@ -133,19 +136,51 @@ def test_stale_shards_are_not_used(small, dataset, tmp_path):
     assert np.array_equal(small(Classifier(Linear()), relabelled, folder=tmp_path).labels, relabelled.labels)
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other"])
+def harmful(whole: bytes) -> dict[str, bytes]:
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    header = json.dumps({"000": {"dtype": "F32", "shape": [2**40, 8], "data_offsets": [0, 2**45]}}).encode()
+    return {
+        "cut": whole[:-7],
+        "flip": bytes(flipped),
+        "empty": b"",
+        "other": b"no tensors" * 50,
+        "header without end": struct.pack("<Q", 2**62) + whole[8:],
+        "more than is there": struct.pack("<Q", len(header)) + header,
+        "numbers that numpy has not": tensors({"000": torch.zeros(8, 8, dtype=torch.bfloat16)}),
+        "code": pickle.dumps(harmful),
+    }
+
+
+@pytest.mark.parametrize("harm", harmful(bytes(9)))
 def test_a_corrupt_shard_is_computed_again(small, dataset, tmp_path, harm):
     expected = small(Classifier(Linear()), dataset)
     small(Classifier(Counted()), dataset, folder=tmp_path)
     file = files(tmp_path)[2]
     whole = file.read_bytes()
-    flipped = bytearray(whole)
-    flipped[-5] ^= 1
-    file.write_bytes({"cut": whole[:-7], "flip": flipped, "empty": b"", "other": b"no tensors" * 50}[harm])
+    file.write_bytes(harmful(whole)[harm])
     model = Counted()
     assert same(expected, small(Classifier(model), dataset, folder=tmp_path))
     assert sum(model.batches) in (16, 8)  # the last shard is a short one
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("harm", ["pipe", "link", "larger than the memory"])
+def test_a_shard_that_is_no_usual_file_is_computed_again(small, dataset, tmp_path, harm):
+    expected = small(Classifier(Linear()), dataset, folder=tmp_path)
+    file = files(tmp_path)[2]
+    whole = file.read_bytes()
+    file.unlink()
+    if harm == "pipe":  # a reader of which waits for ever
+        os.mkfifo(file)
+    elif harm == "link":
+        file.symlink_to("/dev/zero")
+    else:
+        with file.open("wb") as sparse:
+            sparse.truncate(2**42)
+    assert same(expected, small(Classifier(Linear()), dataset, folder=tmp_path))
+    assert file.read_bytes() == whole
+    assert not file.is_symlink()
 
 
 def test_arrays_survive_their_file(tmp_path):
