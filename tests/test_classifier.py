@@ -106,6 +106,15 @@ def test_batches_reach_the_device_whole_and_in_order(device):
     assert all(batch.device.type == device for batch in batches)
 
 
+def test_large_images_come_fewer_at_once(monkeypatch):
+    monkeypatch.setattr("undoor.classifier.BATCH_PIXELS", 1000)
+    classifier, images = Classifier(Linear()), np.zeros((20, 1, 12, 12), np.uint8)
+    assert [len(batch) for batch in classifier.batches(images, 8)] == [6, 6, 6, 2]
+    assert [len(batch) for batch in classifier.batches(images, 4)] == [4] * 5
+    assert [len(batch) for batch in classifier.batches(np.zeros((3, 1, 40, 40), np.uint8))] == [1] * 3
+    assert np.array_equal(classifier.decide(images), classifier.decide(images, 2))
+
+
 def test_the_fingerprint_tells_networks_apart():
     def fingerprint(change=lambda model: None, **options):
         model = build_network("small-cnn", (1, 12, 12), 3)

@@ -315,6 +315,18 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(run, data, tmp_pat
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: np.empty(2**50)])
+def test_no_memory_is_told_in_one_line(run, data, tmp_path, monkeypatch, allocate):
+    monkeypatch.setattr("undoor.scanning.collect", lambda *_, **__: allocate())
+    code, _, errors = run(
+        "scan", data / "images.npz", "--model", data / "linear.safetensors", "--network", "conftest:Linear",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert errors.splitlines()[-1].startswith("error: the memory is not enough for this")
+    assert "Traceback" not in errors
+
+
 def test_broken_images_are_skipped_when_asked(run, data, tmp_path):
     make_bad_inputs(tmp_path)
     code, _, err = run("scan", tmp_path / "broken", "--skip-broken", "--model", data / "linear.safetensors", *NETWORK,

@@ -8,6 +8,7 @@ from torch import nn
 import undoor
 from conftest import Linear, make_dataset
 from undoor.errors import UndoorError, UndoorNotice
+from undoor.layers import kept_for_gradients
 from undoor.recipes import PRESETS, long_enough, recipe
 from undoor.training import train
 from undoor.victims import fit_victim
@@ -132,6 +133,34 @@ def test_training_that_diverges_is_told():
 def test_sets_that_cannot_be_learned_are_told(data, message):
     with pytest.raises(UndoorError, match=message):
         train(data, QUICK)
+
+
+def test_what_a_step_keeps_in_memory():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
+    images = torch.zeros(5, 1, 12, 12)
+    # What goes into the first layer, and what comes out of the ReLU, which goes into the last; the weights are there.
+    assert kept_for_gradients(model, images) == 4 * 5 * (144 + 8)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_step_that_takes_more_than_the_memory_is_refused(monkeypatch):
+    class Counted(Linear):
+        def forward(self, images):
+            passes.append((len(images), self.training))
+            return super().forward(images)
+
+    passes: list[tuple[int, bool]] = []
+    data, once = make_dataset(), replace(QUICK, epochs=1)
+    monkeypatch.setattr("undoor.training.memory", lambda: 4 * 16 * 144)
+    with pytest.raises(UndoorError, match=r"a step on 16 images of 12 × 12 pixels takes 0.0 GiB .* --image-size"):
+        train(data, once, Counted())
+    assert passes == [(1, False)]
+    monkeypatch.setattr("undoor.training.memory", lambda: 4 * 16 * (144 + 8))  # which is what it takes
+    train(data, once, Counted())
+    monkeypatch.setattr("undoor.training.memory", lambda: 4 * 16 * 144 * 1000 + 1)
+    passes.clear()
+    train(data, once, Counted())  # so far from it that it is not found out
+    assert passes == [(16, True)] * 3
 
 
 def test_victims_are_found_again_when_nothing_changed(tmp_path):

@@ -17,6 +17,9 @@ from undoor.networks import Normalise
 BATCH_SIZE = 128
 """Images a forward pass. On a CPU larger ones are slower: their activations are mapped into memory anew each time."""
 
+BATCH_PIXELS = 2**25
+"""Height × width × images a forward pass at most: 128 images of 512 × 512, of which a layer of ResNet-20 makes 2 GiB."""
+
 
 class Classifier:
     """A network in evaluation mode, its device, and the layer whose input are the penultimate features.
@@ -183,12 +186,14 @@ class Classifier:
         return _unit(torch.tensor(images, device=self.device))
 
     def batches(self, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> Iterator[Tensor]:
-        """Yield (N, C, H, W) uint8 images in batches, as floats in [0, 1] on the device.
+        """Yield (N, C, H, W) uint8 images in batches, as floats in [0, 1] on the device; large images fewer at once.
 
         A CUDA device is sent each batch from pinned memory while it still computes on the one before. On a CPU
         nothing is to be gained: the copy of a batch costs less than a thousandth of a forward pass.
         """
-        parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        height, width = images.shape[2:]
+        step = min(batch_size, max(1, BATCH_PIXELS // (height * width)))
+        parts = (images[start : start + step] for start in range(0, len(images), step))
         if self.device.type != "cuda":
             yield from map(self.scale, parts)
             return

@@ -78,3 +78,20 @@ def deep_layers(model: nn.Module, forward: Callable[[], object], count: int) -> 
             "(an ONNX network has 'head' alone)"
         )
     return tuple(reversed(deep))
+
+
+def kept_for_gradients(model: nn.Module, images: Tensor) -> int:
+    """Return the bytes that a forward pass on ``images`` keeps for the gradients, besides the weights."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = model(images)  # while it is there, no two of the tensors can have lain at one place
+    del outputs
+    return sum(kept.values())

@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from undoor.bounds import memory
 from undoor.checkpoint import Checkpoint
 from undoor.classifier import default_device
 from undoor.dataset import Dataset
 from undoor.errors import UndoorError, first_line
+from undoor.layers import kept_for_gradients
 from undoor.networks import Normalise, build_network, default_network
 from undoor.recipes import PRESETS, Recipe
 from undoor.steps import Training
@@ -26,6 +28,9 @@ COMPILE_PIXELS = 4e8
 
 STEPS_UNWATCHED = 100
 """Steps on a GPU between two reports: for each the processor has to wait for the device."""
+
+UNASKED = 1000
+"""Times its images that a step may take on a CPU before that is found out: ResNet-20 takes 120 times."""
 
 SECONDS_UNSAVED = 20.0
 """Seconds of a training on a GPU between two checkpoints: an epoch there can take less time than writing it."""
@@ -231,13 +236,31 @@ def _training(job: Job, images: Tensor | NDArray[np.uint8], place: torch.device)
     """Return what is trained, not yet begun, and whether its steps can be captured."""
     recipe, dataset = job.recipe, job.dataset
     model = _prepared(dataset, recipe, job.network, images)
-    model.to(place, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    bf16 = recipe.precision == "bf16" and _computes_bf16(place)
+    if place.type == "cpu":
+        _require_memory(model, dataset, recipe, bf16)
+    model.train()
     # Of the whole schedule, also when it is resumed: compiled and eager steps differ in their last bits.
     pixels = dataset.images[0, 0].size * len(dataset) * recipe.epochs
     forward = torch.compile(model) if pixels >= COMPILE_PIXELS and _can_compile(place) else model
-    bf16 = recipe.precision == "bf16" and _computes_bf16(place)
     training = Training(model, forward, recipe, images, torch.tensor(dataset.labels), place, bf16)
     return training, place.type == "cuda" and not isinstance(job.network, nn.Module)
+
+
+def _require_memory(model: nn.Module, dataset: Dataset, recipe: Recipe, bf16: bool) -> None:
+    """Raise ``UndoorError`` if a step takes more than ``memory()``: a process that takes all of it is killed."""
+    batch, shape, room = min(recipe.batch_size, len(dataset)), dataset.images.shape[1:], memory()
+    if 4 * batch * int(np.prod(shape)) * UNASKED < room:
+        return
+    model.eval()  # in which an image leaves no trace
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        needed = batch * kept_for_gradients(model, torch.zeros(1, *shape))
+    if needed > room:
+        raise UndoorError(
+            f"a step on {batch} images of {shape[1]} × {shape[2]} pixels takes {needed / 2**30:.1f} GiB of memory, more "
+            f"than half of what is there ({room / 2**30:.1f} GiB); give a smaller --image-size"
+        )
 
 
 def _held_images(jobs: Sequence[Job], place: torch.device) -> dict[int, Tensor]:

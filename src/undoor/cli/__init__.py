@@ -75,13 +75,21 @@ def main() -> None:
         told = _one_line(f"{error.strerror or error}{where}")
         print(f"error: {told}; check the path and its permissions", file=sys.stderr)
         sys.exit(2)
-    except MemoryError:
-        print("error: the memory is not enough for this; give less data, or smaller --image-size", file=sys.stderr)
+    except Exception as error:
+        if _lacks_memory(error):
+            print("error: the memory is not enough for this; give less data, or smaller --image-size", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print("error: this is a fault of undoor; please report it with the lines above", file=sys.stderr)
         sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        print("error: this is a fault of undoor; please report it with the lines above", file=sys.stderr)
-        sys.exit(2)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether there is no memory left, which PyTorch tells by a RuntimeError: of a kind of its own on a GPU alone."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
+    )
 
 
 LINE = 2000
