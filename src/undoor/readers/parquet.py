@@ -56,7 +56,7 @@ def read_table(path: Path, split: str, wanted: Callable[[pa.Schema], list[str]] 
         parts = []
         for file in shards(path, split):
             require_file(file)  # before pyarrow opens it: a pipe would keep it waiting
-            parts.append(read_columns(file, None if wanted is None else wanted(pq.read_schema(file))))
+            parts.append(read_columns(file, wanted))
         return pa.concat_tables(parts)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise UndoorError(f"{path} is not whole Parquet: {first_line(error)}") from error
