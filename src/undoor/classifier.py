@@ -18,7 +18,7 @@ BATCH_SIZE = 128
 """Images a forward pass. On a CPU larger ones are slower: their activations are mapped into memory anew each time."""
 
 BATCH_PIXELS = 2**25
-"""Height × width × images a forward pass at most: 128 images of 512 × 512, of which a layer of ResNet-20 makes 2 GiB."""
+"""Height × width × images of a forward pass, at most: of so many a layer of ResNet-20 makes 2 GiB."""
 
 
 class Classifier:

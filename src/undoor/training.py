@@ -258,8 +258,8 @@ def _require_memory(model: nn.Module, dataset: Dataset, recipe: Recipe, bf16: bo
         needed = batch * kept_for_gradients(model, torch.zeros(1, *shape))
     if needed > room:
         raise UndoorError(
-            f"a step on {batch} images of {shape[1]} × {shape[2]} pixels takes {needed / 2**30:.1f} GiB of memory, more "
-            f"than half of what is there ({room / 2**30:.1f} GiB); give a smaller --image-size"
+            f"a step on {batch} images of {shape[1]} × {shape[2]} pixels takes {needed / 2**30:.1f} GiB, more than "
+            f"half of the memory ({room / 2**30:.1f} GiB); give a smaller --image-size"
         )
 
 
