@@ -103,7 +103,9 @@ def test_schedules():
         recipe(learning_rate=float("nan"))
 
 
-def test_normalisation_is_that_of_the_training_set():
+@pytest.mark.parametrize("values", [2**27, 3 * 144 * 7, 1])
+def test_normalisation_is_that_of_the_training_set(monkeypatch, values):
+    monkeypatch.setattr("undoor.memory.AT_ONCE", values)  # large images are added up a few at once
     data = make_dataset(channels=3)
     scaled = data.images / 255
     by_channel = train(data, replace(QUICK, epochs=1))[0]

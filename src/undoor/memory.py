@@ -1,4 +1,4 @@
-"""Arrays that are larger than the memory."""
+"""Arrays that are larger than the memory, or become so when all of them is worked on at once."""
 
 import mmap
 import os
@@ -10,6 +10,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from undoor.files import writing
+
+
+AT_ONCE = 2**27
+"""Values that are worked on at once, at most: as floats they take half a GiB."""
+
+
+def at_once(shape: tuple[int, ...], most: int) -> int:
+    """Return how many images of an array of this ``shape`` are worked on at once: ``most``, or fewer large ones."""
+    return min(most, max(1, AT_ONCE // int(np.prod(shape[1:]))))
 
 
 def mapped(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from undoor.classifier import default_device
 from undoor.dataset import Dataset
 from undoor.errors import UndoorError, first_line
 from undoor.layers import kept_for_gradients
+from undoor.memory import at_once
 from undoor.networks import Normalise, build_network, default_network
 from undoor.recipes import PRESETS, Recipe
 from undoor.steps import Training
@@ -303,8 +304,9 @@ def _moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean (C, H, W) and standard deviation (C, 1, 1) of the images in [0, 1]."""
     totals = np.zeros((2, *images.shape[1:]))
-    for start in range(0, len(images), 4096):
-        totals += _sums(images[start : start + 4096])
+    step = at_once(images.shape, 4096)
+    for start in range(0, len(images), step):
+        totals += _sums(images[start : start + step])
     mean, squares = totals / len(images)
     if kind == "pixel":
         return mean, np.ones((len(mean), 1, 1))

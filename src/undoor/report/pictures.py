@@ -14,6 +14,7 @@ from torch import Tensor
 
 from undoor.dataset import Dataset
 from undoor.filters import Filter
+from undoor.memory import at_once
 from undoor.notebook import png_uri
 from undoor.readers.images import encode_png
 
@@ -139,8 +140,9 @@ def _tiled(dataset: Dataset, rows: NDArray[np.int64], columns: int, size: tuple[
     height, width = size
     lines = -(-len(rows) // columns)
     sheet = np.zeros((dataset.images.shape[1], lines * height, columns * width), dtype=np.uint8)
-    for start in range(0, len(rows), 1000):
-        images = torch.from_numpy(np.asarray(dataset.images[rows[start : start + 1000]])).float() / 255
+    step = at_once(dataset.images.shape, 1000)
+    for start in range(0, len(rows), step):
+        images = torch.from_numpy(np.asarray(dataset.images[rows[start : start + step]])).float() / 255
         for k, image in enumerate(_shrunk(images, SMALL), start):
             y, x = k // columns * height, k % columns * width
             sheet[:, y : y + height, x : x + width] = image
