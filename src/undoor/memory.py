@@ -11,7 +11,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from undoor.files import writing
 
-
 AT_ONCE = 2**27
 """Values that are worked on at once, at most: as floats they take half a GiB."""
 
