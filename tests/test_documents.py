@@ -50,6 +50,12 @@ def test_the_false_alarms_are_those_of_the_results():
     assert written.strip() == benchmark.block(content)
 
 
+def test_the_bounds_are_those_of_the_code():
+    benchmark = load_benchmark("bounds")
+    written = benchmark.PAGE.read_text(encoding="utf-8").split(benchmark.MARKS[0])[1].split(benchmark.MARKS[1])[0]
+    assert written.strip() == benchmark.table()
+
+
 def test_the_interval_of_no_false_alarm_is_the_closed_form():
     low, high = load_benchmark("false_alarms").interval(0, 23)
     assert low == 0

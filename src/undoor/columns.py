@@ -18,8 +18,11 @@ METADATA = 2**26
 BOUNDS_DEPTH = 26
 """The first pyarrow that follows a schema through no more than 100 groups. Those before crash on a deep one."""
 
-LISTED = METADATA if int(pa.__version__.split(".")[0]) >= BOUNDS_DEPTH else 500
-"""Entries of a list in the metadata. The schema is one, and no deeper than it is long; the row groups are another."""
+FEW = 500
+"""Entries of a list in the metadata, for those: the schema is one, and no deeper than it is long; so are row groups."""
+
+LISTED = METADATA if int(pa.__version__.split(".")[0]) >= BOUNDS_DEPTH else FEW
+"""Entries of a list in the metadata."""
 
 
 def read_columns(path: Path, wanted: Callable[[pa.Schema], Sequence[str]] | None = None) -> pa.Table:

@@ -1,0 +1,55 @@
+"""Write the table of what is read of a file into SECURITY.md, from the constants that bound it."""
+
+import re
+from pathlib import Path
+
+from undoor import bounds, classifier, columns, onnx_network, pickles
+from undoor.files import write_text
+from undoor.readers import cifar, folder, images
+
+PAGE = Path(__file__).parents[1] / "SECURITY.md"
+MARKS = ("<!-- bounds: written by `benchmarks/bounds.py` -->", "<!-- end of bounds -->")
+
+
+def table() -> str:
+    """Return every bound as a row of a table in Markdown."""
+    rows = {
+        "any file": "half the memory; a regular one",
+        "whatever is packed": f"{bounds.EXPANSION} times its size once unpacked, or {size(bounds.FREE)}",
+        "an encoded image": f"{size(images.IMAGE_BYTES)}, {number(images.IMAGE_PIXELS)} pixels; a progressive JPEG "
+        f"{number(images.PASSES)} pixels times scans; a TIFF {number(images.TIFF_PIECES)} strips or tiles",
+        "forms of images": ", ".join(images.FORMATS),
+        "an image of a data set": f"{number(images.DECODED_PIXELS)} pixels, else `--image-size` is asked for",
+        "an image folder": f"{folder.DEPTH} folders within one another below a class",
+        "a data set": f"{number(bounds.CLASSES)} classes",
+        "a class's name, an image's id": f"{bounds.NAME} characters, none of them a control character",
+        "Parquet": f"{number(columns.LEAVES)} columns, as many rows as bytes, {size(columns.METADATA)} of text in its "
+        f"metadata; with pyarrow before {columns.BOUNDS_DEPTH}, {columns.FEW} columns or row groups",
+        "JSON": size(bounds.JSON_BYTES),
+        "a pickle": f"{number(pickles.STEPS)} instructions, which make plain values and arrays",
+        "CIFAR batches": f"{number(cifar.BATCH_BYTES)} bytes, all together",
+        "ONNX": f"{size(onnx_network.LARGEST)}; {size(onnx_network.ROOM)} of what a forward pass holds besides weights",
+        "a forward pass": f"{number(classifier.BATCH_PIXELS)} pixels; more takes several",
+        "a step of a training on a processor": "half the memory",
+    }
+    return "\n".join(["| of | is read, at most |", "|---|---|", *(f"| {of} | {most} |" for of, most in rows.items())])
+
+
+def size(count: int) -> str:
+    """Return bytes in MiB."""
+    return f"{count // 2**20:,} MiB".replace(",", " ")
+
+
+def number(count: int) -> str:
+    """Return a number with its thousands apart."""
+    return f"{count:,}".replace(",", " ")
+
+
+def main() -> None:
+    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
+    written = f"{MARKS[0]}\n{table()}\n{MARKS[1]}"
+    write_text(PAGE, pattern.sub(lambda _: written, PAGE.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
