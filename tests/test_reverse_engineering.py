@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, row_ids
 from undoor.defenses.post_training import Descent, RandomDirection, ReverseEngineering
+from undoor.defenses.post_training.perturbations import clipped
 from undoor.errors import UndoorError
 
 CLASSES, SIZE = 6, 8
@@ -85,6 +86,20 @@ def test_between_half_spaces_the_smallest_perturbation_is_the_distance(data):
     assert distance <= found.norms[0] <= 1.03 * distance
     assert found.norms[0] == pytest.approx(np.linalg.norm(found.patterns[0]), rel=1e-5)
     assert found.patterns[0].ravel() @ normal / np.linalg.norm(normal) / found.norms[0] > 0.99
+
+
+def test_black_and_white_pixels_can_change():
+    """Versions of PyTorch differ in the gradient of ``clamp`` there."""
+    values = torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1], requires_grad=True)
+    clipped(values).sum().backward()
+    assert values.grad.tolist() == [0, 1, 1, 1, 0]
+    assert torch.equal(clipped(values), values.clamp(0, 1))
+    image = torch.zeros(1, 1, 2, 2)
+    found = Descent()(
+        lambda x: torch.stack([0 * x[:, 0, 0, 0], x[:, 0, 1, 1] - 0.2], 1), {0: image}, [(0, 1)], 1.0, 8, 0
+    )
+    assert found.reached.all()
+    assert found.norms[0] == pytest.approx(0.2, rel=0.03)
 
 
 def test_what_is_found_does_what_it_says(data):

@@ -207,6 +207,14 @@ def lengths(patterns: Tensor) -> Tensor:
     return norms
 
 
+def clipped(images: Tensor) -> Tensor:
+    """Return images clipped to [0, 1]; a pixel on a bound has the gradient of one inside.
+
+    ``Tensor.clamp`` has it up to PyTorch 2.13 and none from 2.14 on: a black pixel would stay black for ever.
+    """
+    return torch.where((images >= 0) & (images <= 1), images, images.detach().clamp(0, 1))
+
+
 def _tell(on_pair: OnPair | None, pairs: int, left: int, progress: float) -> None:
     """Tell how many pairs are done; those under way count in part, by the steps that they may still take."""
     if on_pair is not None:
@@ -233,7 +241,7 @@ def _look(
         counts = [len(images[s]) for s, _ in pairs[part]]
         patterns = v[part].detach().requires_grad_(slopes)
         moved = torch.cat([images[s] + pattern for (s, _), pattern in zip(pairs[part], patterns, strict=True)])
-        logits = forward(moved.clamp(0, 1).contiguous(memory_format=torch.channels_last))
+        logits = forward(clipped(moved).contiguous(memory_format=torch.channels_last))
         targets = torch.tensor([t for _, t in pairs[part]], device=v.device)
         to = targets.repeat_interleave(torch.tensor(counts, device=v.device))
         hits = torch.split((logits.detach().argmax(1) == to).float(), counts)
@@ -249,7 +257,7 @@ def _look_back(forward: Forward, leaving: Images, pairs: Sequence[Pair], v: Tens
     gradients = []
     for pattern, (_, t) in zip(v.detach(), pairs, strict=True):
         pattern.requires_grad_(True)
-        log_p = forward((leaving[t] - pattern).clamp(0, 1)).log_softmax(1)
+        log_p = forward(clipped(leaving[t] - pattern)).log_softmax(1)
         others = torch.cat([log_p[:, :t], log_p[:, t + 1 :]], dim=1)
         gradients.append(_gradient(-others.logsumexp(1).mean(), pattern))
     return torch.stack(gradients)
