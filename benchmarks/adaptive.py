@@ -20,6 +20,8 @@ import undoor
 from undoor.attacks import Attack, OnePixel, Pixels, Trigger, poison, triggered
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, Truth, row_ids
+from undoor.defenses.post_training import ReverseEngineering
+from undoor.defenses.training_set import ActivationClustering, SpectralSignatures, TrainingSetDefense
 from undoor.evidence import collect
 from undoor.experiments.tables import shown
 from undoor.files import write_text
@@ -44,6 +46,13 @@ FILTERS: dict[str, Filter] = {
     "gaussian, σ = 1": Gaussian(),
     "gaussian, σ = 2": Gaussian(2),
     "quantisation, 8 levels": Quantise(),
+}
+
+
+OTHERS: dict[str, Callable[[int], TrainingSetDefense]] = {
+    "AC, relative size": lambda seed: ActivationClustering("relative-size", seed=seed, workers=1),
+    "AC, silhouette": lambda seed: ActivationClustering("silhouette", seed=seed, workers=1),
+    "SS": lambda _: SpectralSignatures(),
 }
 
 
@@ -157,10 +166,10 @@ def measured(digits: Dataset, test: Dataset, name: str, seed: int) -> dict:
     evidence = collect(victim, planted.dataset, tuple(FILTERS.values()))
     defense = undoor.ClusterImpurity(seed=seed, workers=1)
     find = cache(partial(defense.cluster, evidence))
-    found = {
-        told: replace(defense, filter_name=str(h))(evidence, find).against(planted.dataset.truth.poisoned)
-        for told, h in FILTERS.items()
-    }
+    truth = planted.dataset.truth.poisoned
+    found = {told: replace(defense, filter_name=str(h))(evidence, find).against(truth) for told, h in FILTERS.items()}
+    others = {told: make(seed)(evidence).against(truth).truth for told, make in OTHERS.items()}
+    inspection = ReverseEngineering(seed=seed)(victim, test)
     return {
         "attacker": name, "seed": seed, "images": int(planted.dataset.truth.poisoned.sum()), "tested": len(plain),
         "clean_accuracy": accuracy(victim.decide(test.images), test.labels),
@@ -169,6 +178,8 @@ def measured(digits: Dataset, test: Dataset, name: str, seed: int) -> dict:
             told: {"poisoned": findings.verdict == "poisoned", **{part: findings.truth[part] for part in TRUTH}}
             for told, findings in found.items()
         },
+        "others": {told: {part: other[part] for part in TRUTH} for told, other in others.items()},
+        "inspected": {"p": inspection.p, "backdoored": inspection.verdict == "backdoored"},
     }  # fmt: skip
 
 
@@ -214,6 +225,20 @@ def by_filter(content: dict) -> str:
     return markdown(["attacker", *FILTERS], lines)
 
 
+def by_other(content: dict) -> str:
+    lines = []
+    for name in ATTACKERS:
+        group = [row for row in content["rows"] if row["attacker"] == name]
+        cells = [
+            cell([row["others"][told][part] for row in group], 2)
+            for told, part in product(OTHERS, ("tpr", "fpr_all_classes", "auroc"))
+        ]
+        backdoored = sum(row["inspected"]["backdoored"] for row in group)
+        lines.append([name, *cells, f"{backdoored} of {len(group)}"])
+    columns = [f"{told}: {part}" for told, part in product(OTHERS, ("TPR", "FPR, all classes", "AUROC"))]
+    return markdown(["attacker", *columns, "`inspect`: called backdoored"], lines)
+
+
 def note(content: dict) -> str:
     seeds = len({row["seed"] for row in content["rows"]})
     return (
@@ -234,6 +259,10 @@ def page(content: dict) -> str:
         "covers, which are labelled rightly, are not counted among them.\n",
         "## TPR with other filters\n",
         by_filter(content),
+        "\n## Other defences\n",
+        "Activation Clustering by two of its rules; Spectral Signatures, which removes the same share of every class. "
+        "`inspect` has the network and clean images.\n",
+        by_other(content),
         "\n" + ", ".join(f"{name} {version}" for name, version in content["versions"].items()) + ".\n",
     ]
     return "\n".join(parts)

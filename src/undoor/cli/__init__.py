@@ -21,7 +21,7 @@ from undoor.cli.prune import prune
 from undoor.cli.report import report
 from undoor.cli.scan import clean, scan
 from undoor.cli.train import train
-from undoor.errors import UndoorError, UndoorNotice
+from undoor.errors import UndoorError, UndoorNotice, one_line
 
 app = typer.Typer(
     name="undoor",
@@ -60,7 +60,7 @@ def main() -> None:
 
     def show(message: Any, category: Any, *rest: Any) -> None:
         if issubclass(category, UndoorNotice):
-            print(f"note: {_one_line(message)}", file=sys.stderr)
+            print(f"note: {message}", file=sys.stderr)
         else:
             former(message, category, *rest)
 
@@ -68,11 +68,11 @@ def main() -> None:
     try:
         app(prog_name="undoor")
     except UndoorError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        told = _one_line(f"{error.strerror or error}{where}")
+        told = one_line(f"{error.strerror or error}{where}")
         print(f"error: {told}; check the path and its permissions", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
@@ -90,13 +90,3 @@ def _lacks_memory(error: Exception) -> bool:
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
     )
-
-
-LINE = 2000
-"""Characters of what is told: names in it can come from whoever made the data."""
-
-
-def _one_line(message: object) -> str:
-    text = str(message)
-    shown = text if len(text) <= LINE else f"{text[: LINE // 2]} … {text[-LINE // 2 :]}"
-    return "".join(c if c.isprintable() else " " for c in shown)
