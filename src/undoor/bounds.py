@@ -5,9 +5,13 @@ to which the reader adds the file's name and what to do.
 """
 
 import json
+import lzma
 import os
 import stat
+import struct
 import unicodedata
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,9 @@ CLASSES = 100_000
 
 NAME = 500
 """Characters of a class's name or an image's id: a table of names has room for the longest in every row."""
+
+UNPACKING = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, zlib.error, lzma.LZMAError)
+"""What zipfile raises on broken archives, besides ``OSError`` and ``ValueError``."""
 
 _BIDI = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from undoor.bounds import require_file, require_growth
+from undoor.pages import largest
 
 LEAVES = 1000
 """Columns of a file, with the parts of nested ones."""
@@ -58,6 +59,13 @@ def read_columns(path: Path, wanted: Callable[[pa.Schema], Sequence[str]] | None
         require_growth(size, sum(group.total_byte_size for group in groups))
         leaves = [file.schema.column(number) for number in range(known.num_columns)]
     columns = None if wanted is None else list(wanted(schema))
+    within = {
+        number: leaf
+        for number, leaf in enumerate(leaves)
+        if columns is None or any(f"{leaf.path}.".startswith(f"{name}.") for name in columns)
+    }
+    with path.open("rb") as opened:
+        require_growth(size, sum(largest(opened, group, within) for group in groups))
     # Values of lists cannot be read so; undoor needs none.
     shared = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and not leaf.max_repetition_level]
     told = schema if columns is None else pa.schema([schema.field(name) for name in columns], schema.metadata)

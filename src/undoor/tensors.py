@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from undoor.bounds import require_file, require_growth
+from undoor.bounds import UNPACKING, require_file, require_growth
 from undoor.pickles import read_pickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -20,10 +20,7 @@ _SIZES = {
 }  # fmt: skip
 
 
-_BROKEN = (
-    zipfile.BadZipFile, RuntimeError, EOFError, LookupError, TypeError, AssertionError, MemoryError,
-    pickle.UnpicklingError,
-)  # fmt: skip
+_BROKEN = (*UNPACKING, LookupError, TypeError, AssertionError, MemoryError, pickle.UnpicklingError)
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> Any:

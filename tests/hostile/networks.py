@@ -181,6 +181,17 @@ def zipped(pickled: bytes, **more: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def badly_packed(how: int) -> bytes:
+    """Return a checkpoint whose pickle cannot be unpacked."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", how) as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({"a": list(range(100))}, 2))
+    whole = bytearray(buffer.getvalue())
+    start = 30 + len("x/data.pkl")  # behind the local header
+    whole[start : start + 9] = b"\xff" * 9
+    return bytes(whole)
+
+
 def old(*pickles: bytes) -> bytes:
     """Return a file as torch wrote it before version 1.6."""
     head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
@@ -251,6 +262,9 @@ for name, (content, told) in {
         "does not fit into its storage",
     ),
     "checkpoint without its storage": (lambda: zipped(rebuilt(1, 1)), BROKEN),
+    "checkpoint whose pickle is no deflate": (lambda: badly_packed(zipfile.ZIP_DEFLATED), BROKEN),
+    "checkpoint whose pickle is no LZMA": (lambda: badly_packed(zipfile.ZIP_LZMA), BROKEN),
+    "checkpoint whose pickle is no bzip2": (lambda: badly_packed(zipfile.ZIP_BZIP2), BROKEN),
     "checkpoint with an unknown instruction": (lambda: zipped(b"\x80\x02\x82\x01."), "instruction EXT1"),
 }.items():
 

@@ -112,6 +112,27 @@ def very_deep(root: Path) -> tuple[str, ...]:
     return ("scan", "x.parquet", *SCAN)
 
 
+def understated(root: Path) -> tuple[str, ...]:
+    """A bomb whose metadata tells of a hundred bytes; only the headers of its pages say what they hold."""
+    path = root / "x.parquet"
+    bomb = pa.table({"img": [bytes(5 * 10**7)] * 8, "label": [0] * 8})
+    pq.write_table(bomb, path, compression="zstd", data_page_size=2**30, write_statistics=False, **PLAIN)
+    group, content = pq.read_metadata(path).row_group(0), path.read_bytes()
+    for told in (group.total_byte_size, group.column(0).total_uncompressed_size):
+        content = content.replace(varint(2 * told), varint(200, len(varint(2 * told))))
+    path.write_bytes(content)
+    return ("scan", "x.parquet", *SCAN)
+
+
+def varint(value: int, length: int = 1) -> bytes:
+    """Return a number as Thrift writes it, in so many bytes at least."""
+    parts = []
+    while value or len(parts) < length:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts[:-1], parts[-1] & 127])
+
+
 PLAIN = {"use_dictionary": False, "store_schema": False}
 for name, (make, told) in {
     "Parquet that repeats a megabyte": (
@@ -129,6 +150,7 @@ for name, (make, told) in {
         "rows and has only",
     ),
     "Parquet nested deeply": (table(lambda: nested(500), store_schema=False), "not whole Parquet"),
+    "Parquet whose metadata understates it": (understated, "it would grow"),
     "Parquet nested twenty thousand times": (very_deep, "not whole Parquet"),
     "Parquet nested a little": (table(lambda: nested(50), store_schema=False), "hold no label"),
 }.items():

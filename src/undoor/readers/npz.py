@@ -1,9 +1,7 @@
 """NumPy archives with ``images`` and ``labels``."""
 
 import math
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undoor.bounds import NAME, require_file, require_growth
+from undoor.bounds import NAME, UNPACKING, require_file, require_growth
 from undoor.dataset import Dataset, row_ids
 from undoor.errors import UndoorError, first_line
 from undoor.readers.arrays import dataset_from_arrays
@@ -20,10 +18,7 @@ from undoor.readers.options import ReadOptions
 WANTED = ("images", "labels", "class_names", "ids")
 
 # What zipfile and numpy, which takes headers for Python, raise on broken files.
-_BROKEN = (
-    OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError, TokenError,
-    struct.error, zlib.error,
-)  # fmt: skip
+_BROKEN = (*UNPACKING, OSError, ValueError, KeyError, SyntaxError, TokenError)
 
 
 def accepts(path: Path) -> bool:
@@ -43,7 +38,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
             wanted = [members[name] for name in WANTED if name in members]
             require_growth(packed, sum(info.file_size for info in wanted))
             arrays = {name: _array(archive, members[name]) for name in WANTED if name in members}
-    except (*_BROKEN, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise UndoorError(f"{path} is no .npz of plain arrays: {first_line(error)}") from error
     if not {"images", "labels"} <= arrays.keys():
         held = ", ".join(map(repr, list(members)[:10])) or "nothing"
