@@ -160,10 +160,20 @@ def content(path: Path) -> object:
         table = pd.read_parquet(path)
         return table.drop(columns=[name for name in table if "seconds" in name]).to_json()
     if path.name == "report.html":
-        return re.sub("<h3>Seconds</h3>.*?</dl>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        page = re.sub("<h3>Seconds</h3>.*?</dl>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        return re.sub("<table.*?</table>", lambda table: without_columns(table[0]), page, flags=re.DOTALL)
     if path.name == "README.md":
         return without_seconds(path.read_text(encoding="utf-8"))
     return path.read_bytes()
+
+
+def without_columns(table: str) -> str:
+    """Return a table of HTML with the columns of seconds empty."""
+    before, head, *rows = re.split("(?=<tr)", table)
+    places = [place for place, cell in enumerate(re.split("(?=<th)", head)) if "seconds" in cell.lower()]
+    cut = [re.split("(?=<t[hd])", row) for row in rows]
+    emptied = ["".join("" if place in places else cell for place, cell in enumerate(cells)) for cells in cut]
+    return "".join([before, head, *emptied])
 
 
 def without_seconds(page: str) -> str:

@@ -44,6 +44,9 @@ def test_what_measures_time_is_left_out_and_nothing_else(tmp_path):
     assert same == benchmark.without_seconds(page.format(3.0, 0.5, 2))
     assert same != benchmark.without_seconds(page.format(1.0, 0.6, 2))
     assert same != benchmark.without_seconds(page.format(1.0, 0.5, 3))
+    table = '<table><tr><th>defence</th><th class="n">seconds</th></tr>\n<tr><th>{}</th><td>{}</td></tr></table>'
+    assert benchmark.without_columns(table.format("CI", 1)) == benchmark.without_columns(table.format("CI", 2))
+    assert benchmark.without_columns(table.format("CI", 1)) != benchmark.without_columns(table.format("SS", 1))
     for number, text in enumerate(('{"seconds": 1, "x": 2}', '{"seconds": 3, "x": 2}', '{"seconds": 1, "x": 3}')):
         (tmp_path / f"{number}.json").write_text(text)
     first, timed, other = (benchmark.content(tmp_path / f"{number}.json") for number in range(3))
