@@ -248,6 +248,11 @@ def note(content: dict) -> str:
     )
 
 
+def block(content: dict) -> str:
+    """Return what stands in SECURITY.md."""
+    return f"{table(content)}\n\n{note(content)}"
+
+
 def page(content: dict) -> str:
     parts = [
         "# Attackers who know the method\n",
@@ -283,7 +288,7 @@ def main() -> None:
     content = read_results()
     write_text(OUT / "README.md", page(content))
     pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    written = f"{MARKS[0]}\n{table(content)}\n\n{note(content)}\n{MARKS[1]}"
+    written = f"{MARKS[0]}\n{block(content)}\n{MARKS[1]}"
     write_text(PAGE, pattern.sub(lambda _: written, PAGE.read_text(encoding="utf-8")))
 
 

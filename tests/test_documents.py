@@ -50,6 +50,15 @@ def test_the_false_alarms_are_those_of_the_results():
     assert written.strip() == benchmark.block(content)
 
 
+def test_the_attackers_are_those_of_the_results():
+    benchmark = load_benchmark("adaptive")
+    content = benchmark.read_results()
+    assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(content)
+    written = benchmark.PAGE.read_text(encoding="utf-8").split(benchmark.MARKS[0])[1].split(benchmark.MARKS[1])[0]
+    assert written.strip() == benchmark.block(content)
+    assert {row["attacker"] for row in content["rows"]} == set(benchmark.ATTACKERS)
+
+
 def test_the_bounds_are_those_of_the_code():
     benchmark = load_benchmark("bounds")
     written = benchmark.PAGE.read_text(encoding="utf-8").split(benchmark.MARKS[0])[1].split(benchmark.MARKS[1])[0]

@@ -284,6 +284,14 @@ def test_a_scan_that_is_killed_goes_on(monkeypatch, tmp_path, capsys):
     for name in ("samples.parquet", "clusters.parquet", "drop.txt"):
         assert (out / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
 
+    # Killed when all was written but for the shards: they go when the command is given again.
+    (out / "evidence.part").mkdir()
+    (out / "evidence.part" / "left.safetensors").write_bytes(b"left")
+    monkeypatch.setattr(sys, "argv", ["undoor", *command, str(out)])
+    with pytest.raises(UndoorError, match="already holds findings"):
+        cli.app(prog_name="undoor", standalone_mode=False)
+    assert sorted(file.name for file in out.iterdir()) == FINDINGS
+
 
 FINDINGS = [
     "clusters.parquet",

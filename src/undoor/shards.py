@@ -78,7 +78,12 @@ def kept_until_done(folder: Path) -> Iterator[Path]:
         done = True
     finally:
         if done:
-            shutil.rmtree(folder, ignore_errors=True)
+            discard(folder)
         else:
             with suppress(OSError):
                 folder.rmdir()  # which fails if it holds a shard
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of shards, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)

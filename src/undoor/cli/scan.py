@@ -105,7 +105,7 @@ def scan(
     from undoor.recipes import long_enough, recipe
     from undoor.scanning import scan as run
     from undoor.scanning import write_findings
-    from undoor.shards import kept_until_done
+    from undoor.shards import discard, kept_until_done
     from undoor.victims import fit_victim
     from undoor.weights import load_model, require_same_classes
 
@@ -122,6 +122,8 @@ def scan(
         "std": numbers(std, "--std"),
     }
     chosen = recipe(preset, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    if not overwrite and (out / "summary.json").exists():
+        discard(out / "evidence.part")  # of a run that was killed when all was written
     refuse_findings(out, overwrite)
     if sarif is not None and sarif.exists() and not overwrite:
         raise UndoorError(f"{sarif} exists already; choose another --sarif or add --overwrite")
