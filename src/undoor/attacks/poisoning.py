@@ -112,6 +112,8 @@ class Attack:
             )
         if self.count < 1:
             raise UndoorError(f"{self.count} images are to be poisoned; give a count of at least 1")
+        if self.seed < 0:
+            raise UndoorError(f"the seed is {self.seed}; give 0 or more")
 
 
 def chosen_rows(dataset: Dataset, attack: Attack) -> NDArray[np.int64]:
