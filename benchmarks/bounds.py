@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from undoor import bounds, classifier, columns, onnx_network, pickles
+from undoor import bounds, classifier, columns, onnx_network, pages, pickles
 from undoor.files import write_text
 from undoor.readers import cifar, folder, images
 
@@ -23,8 +23,8 @@ def table() -> str:
         "an image folder": f"{folder.DEPTH} folders within one another below a class",
         "a data set": f"{number(bounds.CLASSES)} classes",
         "a class's name, an image's id": f"{bounds.NAME} characters, none of them a control character",
-        "Parquet": f"{number(columns.LEAVES)} columns, as many rows as bytes, {size(columns.METADATA)} of text in its "
-        f"metadata; with pyarrow before {columns.BOUNDS_DEPTH}, {columns.FEW} columns or row groups",
+        "Parquet": f"{number(columns.LEAVES)} columns, {pages.DEPTH} groups of them within one another, as many rows "
+        f"as bytes, {size(pages.FOOTER)} of metadata with {number(pages.ENTRIES)} entries in its lists",
         "JSON": size(bounds.JSON_BYTES),
         "a pickle": f"{number(pickles.STEPS)} instructions, which make plain values and arrays",
         "CIFAR batches": f"{number(cifar.BATCH_BYTES)} bytes, all together",

@@ -1,6 +1,7 @@
 """What the pages of a Parquet file become is known before they are decoded; pyarrow's own counts are the measure."""
 
 import io
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hostile.tables import varint
 from undoor.columns import read_columns
-from undoor.pages import BROKEN, _pages, _structure, largest
+from undoor.pages import CHUNK, DEPTH, PAGE, Footer, _Compact
 
 GENERATOR = np.random.default_rng(0)
 N = 3000
@@ -42,34 +44,35 @@ def written(request, tmp_path):
     return tmp_path / "t.parquet"
 
 
-def leaves(path):
-    with pq.ParquetFile(path) as file:
-        return {number: file.schema.column(number) for number in range(file.metadata.num_columns)}
-
-
-def test_the_pages_are_those_that_pyarrow_counts(written):
-    known = pq.read_metadata(written)
+def test_the_columns_and_pages_are_those_that_pyarrow_counts(written):
+    known, schema = pq.read_metadata(written), pq.ParquetFile(written).schema
     with written.open("rb") as file:
-        for group in map(known.row_group, range(known.num_row_groups)):
-            for chunk in map(group.column, range(group.num_columns)):
-                pages = list(_pages(file, chunk))
+        footer = Footer(file)
+        assert footer.rows == known.num_rows == N
+        assert len(footer.groups) == known.num_row_groups
+        for leaf, column in zip(footer.leaves, map(schema.column, range(known.num_columns)), strict=True):
+            assert ".".join(leaf.path) == column.path
+            assert leaf.texts == (column.physical_type == "BYTE_ARRAY")
+            assert leaf.repeated == (column.max_repetition_level > 0)
+            assert leaf.length == max(0, column.length)
+        for number, group in enumerate(footer.groups):
+            for chunk, column in zip(group, map(known.row_group(number).column, range(known.num_columns)), strict=True):
+                pages = list(footer.pages(chunk))
                 # Both of pyarrow's sums count the headers too.
-                heads = chunk.total_compressed_size - sum(page.packed for page in pages)
-                assert heads == chunk.total_uncompressed_size - sum(page.unpacked for page in pages)
+                heads = column.total_compressed_size - sum(page.packed for page in pages)
+                assert heads == column.total_uncompressed_size - sum(page.unpacked for page in pages)
                 assert heads >= 10 * len(pages)
-                assert sum(page.values for page in pages) == chunk.num_values
+                assert sum(page.values for page in pages) == column.num_values
 
 
 def test_what_is_read_takes_no_more(written):
-    known, all_leaves = pq.read_metadata(written), leaves(written)
-    texts = [leaf.path for leaf in all_leaves.values() if leaf.physical_type == "BYTE_ARRAY"]
-    whole = pq.read_table(written, read_dictionary=[path for path in texts if not path.startswith("lists")])
     with written.open("rb") as file:
-        for number, leaf in all_leaves.items():
-            most = sum(largest(file, known.row_group(g), {number: leaf}) for g in range(known.num_row_groups))
-            column = whole[leaf.path.split(".")[0]]
-            if not leaf.path.startswith("struct"):  # of two leaves
-                assert most >= column.nbytes, leaf.path
+        footer = Footer(file)
+        texts = [".".join(leaf.path) for leaf in footer.leaves if leaf.texts and not leaf.repeated]
+        whole = pq.read_table(written, read_dictionary=texts)
+        for name in COLUMNS:
+            assert footer.largest([name]) >= whole[name].nbytes, name
+        assert footer.largest(COLUMNS) == sum(footer.largest([name]) for name in COLUMNS)
     assert read_columns(written).equals(pq.read_table(written))
 
 
@@ -78,8 +81,7 @@ def test_lists_count_what_they_share(tmp_path):
     pq.write_table(pa.table({"lists": shared}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 10**4
     with (tmp_path / "t.parquet").open("rb") as file:
-        group = pq.read_metadata(file).row_group(0)
-        assert largest(file, group, leaves(tmp_path / "t.parquet")) > 4 * 10**8
+        assert Footer(file).largest(["lists"]) > 4 * 10**8
     with pytest.raises(ValueError, match="it would grow"):
         read_columns(tmp_path / "t.parquet")
 
@@ -88,6 +90,22 @@ def test_lists_count_what_they_share(tmp_path):
     pq.write_table(texts, tmp_path / "t.parquet", **encoding)
     with pytest.raises(ValueError, match="lists of texts by what they share"):
         read_columns(tmp_path / "t.parquet")
+
+
+def nested(depth):
+    kind = pa.int64()
+    for _ in range(depth):
+        kind = pa.struct([("a", kind)])
+    return pa.table({"x": pa.nulls(2, kind), "y": [1, 2]})
+
+
+def test_columns_are_nested_only_so_deep(tmp_path):
+    for depth in (DEPTH - 1, DEPTH):
+        pq.write_table(nested(depth), tmp_path / f"{depth}.parquet", store_schema=False)
+    with (tmp_path / f"{DEPTH - 1}.parquet").open("rb") as file:
+        assert [len(leaf.path) for leaf in Footer(file).leaves] == [DEPTH, 1]
+    with (tmp_path / f"{DEPTH}.parquet").open("rb") as file, pytest.raises(ValueError, match="nested more than"):
+        Footer(file)
 
 
 @pytest.mark.parametrize(
@@ -106,19 +124,48 @@ def test_lists_count_what_they_share(tmp_path):
     ],
 )
 def test_headers_that_are_none(header):
-    class Chunk:
-        data_page_offset, has_dictionary_page, total_compressed_size, num_values = 0, False, 100, 5
-
-    with pytest.raises(ValueError, match=f"{BROKEN}|ends within"):
-        list(_pages(io.BytesIO(header), Chunk))
+    footer = Footer.__new__(Footer)
+    footer._file = io.BytesIO(header)
+    with pytest.raises(ValueError, match=r"broken|lists more than"):
+        list(footer.pages({"values": 5, "packed": 100, "data": 0}))
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_structure_or_none(content):
-    file = io.BytesIO(content)
+    compact = _Compact(content)
     try:
-        fields = _structure(file)
-    except ValueError:
+        fields = compact.structure(PAGE)
+    except (ValueError, EOFError):
         return
-    assert isinstance(fields, dict)
-    assert file.tell() <= len(content)
+    assert fields.keys() <= {"kind", "unpacked", "packed", "first", "second", ""}
+    assert compact.at <= len(content)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(COLUMNS).slice(0, 20), buffer, row_group_size=10)
+    return buffer.getvalue()
+
+
+@given(st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
+def test_a_broken_footer_is_told(whole, place, change):
+    content = bytearray(whole)
+    at = len(content) - 1 - place % len(content)
+    content[at : at + len(change)] = change
+    with suppress(ValueError):
+        Footer(io.BytesIO(bytes(content))).largest(COLUMNS)
+
+
+def test_numbers_that_pyarrow_would_cut_short_are_refused():
+    for number, kind in ((2**32 + 5, 5), (2**64 + 5, 6)):
+        with pytest.raises(ValueError, match="broken"):
+            _Compact(bytes([0x20 | kind]) + varint(2 * number) + b"\0").structure(PAGE)
+    assert _Compact(b"\x25" + varint(2 * 7) + b"\0").structure(PAGE) == {"unpacked": 7}
+    assert _Compact(b"\x26" + varint(2 * 7) + b"\0").structure(PAGE) == {}  # of another kind: pyarrow passes it over
+
+
+def test_lists_of_another_kind_than_pyarrow_takes_them_for_are_refused():
+    assert _Compact(b"\x29\x15\x04\0").structure(CHUNK) == {"encodings": []}
+    with pytest.raises(ValueError, match="broken"):
+        _Compact(b"\x29\x18\x01x\0").structure(CHUNK)

@@ -8,22 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from undoor.bounds import require_file, require_growth
-from undoor.pages import largest
+from undoor.pages import FOOTER, Footer
 
 LEAVES = 1000
 """Columns of a file, with the parts of nested ones."""
-
-METADATA = 2**26
-"""Bytes of a text in the metadata, and of its lists."""
-
-BOUNDS_DEPTH = 26
-"""The first pyarrow that follows a schema through no more than 100 groups. Those before crash on a deep one."""
-
-FEW = 500
-"""Entries of a list in the metadata, for those: the schema is one, and no deeper than it is long; so are row groups."""
-
-LISTED = METADATA if int(pa.__version__.split(".")[0]) >= BOUNDS_DEPTH else FEW
-"""Entries of a list in the metadata."""
 
 
 def read_columns(path: Path, wanted: Callable[[pa.Schema], Sequence[str]] | None = None) -> pa.Table:
@@ -39,39 +27,23 @@ def read_columns(path: Path, wanted: Callable[[pa.Schema], Sequence[str]] | None
 
     """
     size = require_file(path)
-    limits = {"thrift_string_size_limit": METADATA, "thrift_container_size_limit": LISTED}
-    try:
-        file = pq.ParquetFile(path, **limits)
-    except OSError as error:
-        if LISTED < METADATA and "Exceeded size limit" in str(error):
-            raise ValueError(
-                f"its metadata lists more than {LISTED} columns or row groups; pip install 'pyarrow>={BOUNDS_DEPTH}'"
-            ) from error
-        raise
-    with file:
-        known, schema = file.metadata, file.schema_arrow
-        if known.num_columns > LEAVES:
-            raise ValueError(f"it has {known.num_columns:,} columns, more than the {LEAVES:,} that are read")
-        groups = [known.row_group(number) for number in range(known.num_row_groups)]
-        rows = max(known.num_rows, sum(group.num_rows for group in groups))
-        if rows > size:
-            raise ValueError(f"it tells of {rows:,} rows and has only {size:,} bytes")
-        require_growth(size, sum(group.total_byte_size for group in groups))
-        leaves = [file.schema.column(number) for number in range(known.num_columns)]
-    columns = None if wanted is None else list(wanted(schema))
-    within = {
-        number: leaf
-        for number, leaf in enumerate(leaves)
-        if columns is None or any(f"{leaf.path}.".startswith(f"{name}.") for name in columns)
-    }
     with path.open("rb") as opened:
-        require_growth(size, sum(largest(opened, group, within) for group in groups))
+        footer = Footer(opened)
+        if len(footer.leaves) > LEAVES:
+            raise ValueError(f"it has {len(footer.leaves):,} columns, more than the {LEAVES:,} that are read")
+        if footer.rows > size:
+            raise ValueError(f"it tells of {footer.rows:,} rows and has only {size:,} bytes")
+        limits = {"thrift_string_size_limit": FOOTER, "thrift_container_size_limit": FOOTER}
+        with pq.ParquetFile(path, **limits) as file:
+            schema = file.schema_arrow
+        columns = schema.names if wanted is None else list(wanted(schema))
+        require_growth(size, footer.largest(columns))
     # Values of lists cannot be read so; undoor needs none.
-    shared = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and not leaf.max_repetition_level]
-    told = schema if columns is None else pa.schema([schema.field(name) for name in columns], schema.metadata)
+    shared = [".".join(leaf.path) for leaf in footer.leaves if leaf.texts and not leaf.repeated]
+    told = pa.schema([schema.field(name) for name in columns], schema.metadata)
     parts, grown = [], 0
     with pq.ParquetFile(path, read_dictionary=shared, **limits) as file:
-        for number in range(len(groups)):
+        for number in range(len(footer.groups)):
             part = file.read_row_group(number, columns=columns)
             part.validate(full=True)  # texts that are none, and places outside of what is there
             grown += sum(_bytes(chunk) for column in part.columns for chunk in column.chunks)

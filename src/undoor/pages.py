@@ -1,16 +1,30 @@
-"""How large the pages of a Parquet file become, by their own headers and before any of them is decoded.
+"""How large the pages of a Parquet file become, by the file's own words and before pyarrow sees any of it.
 
-The metadata at the end of a file can tell of less than its pages hold. Whoever decodes a page takes the memory that its
-header asks for.
+The metadata at the end of a file can tell of less than its pages hold, and whoever decodes a page takes the memory that
+its header asks for. What pyarrow tells of the metadata does not help: it follows a schema to any depth (before version
+26), and ends the process where the statistics of a column are broken. So both are read here, from the compact protocol
+of Thrift in which they are written.
 """
 
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-import pyarrow.parquet as pq
+FOOTER = 2**25
+"""Bytes of the metadata; texts in it, such as a million names, may be long."""
 
-DEPTH = 8
-"""Structures and lists within one another; a page's header has three."""
+ENTRIES = 2**19
+"""Of all lists in the metadata: those of 20 000 row groups of three columns. Every one takes memory and time."""
+
+HEADER = 2**12, 2**24
+"""Bytes of a page's header: what is tried first, and what pyarrow reads of one."""
+
+DEPTH = 100
+"""Groups of columns within one another."""
+
+WITHIN = 16
+"""Structures and lists within one another: the metadata has eight."""
 
 WIDTH = 16 + 4
 """Bytes of a value, at most, and of its two levels: how far it is there, and where a list begins."""
@@ -24,9 +38,77 @@ PLACES = (2, 8)
 SHARED_PREFIXES = 7
 """The encoding by what a text has in common with the one before, of any length."""
 
-BROKEN = "the header of a page is broken"
+BYTES, REPEATED = 6, 2
+"""Of a column: its type, and how often it stands in what it is within."""
 
-Fields = dict[int, Any]
+BROKEN = "its metadata is broken"
+
+I32, I64, TEXT, LIST, STRUCTURE = 5, 6, 8, 9, 12
+"""Kinds of values, as Thrift numbers them."""
+
+Known = Mapping[int, tuple[str, int, Any]]
+"""Of a structure: field → name, kind, and what is known of what is within: fields, or the kind of a list's values.
+
+Every list that pyarrow knows is listed, though most are passed over: it reads their values as what they are to be,
+whatever the file calls them.
+"""
+
+ELEMENT: Known = {
+    1: ("type", I32, None),
+    2: ("length", I32, None),
+    3: ("repetition", I32, None),
+    4: ("name", TEXT, None),
+    5: ("children", I32, None),
+}
+CHUNK: Known = {
+    2: ("encodings", LIST, I32),
+    3: ("path", LIST, TEXT),
+    5: ("values", I64, None),
+    7: ("packed", I64, None),
+    9: ("data", I64, None),
+    8: ("notes", LIST, STRUCTURE),
+    11: ("dictionary", I64, None),
+    13: ("pages", LIST, STRUCTURE),
+    16: ("sizes", STRUCTURE, {2: ("repeated", LIST, I64), 3: ("defined", LIST, I64)}),
+    17: ("places", STRUCTURE, {2: ("types", LIST, I32)}),
+}
+GROUP: Known = {
+    1: ("columns", LIST, {3: ("chunk", STRUCTURE, CHUNK)}),
+    3: ("rows", I64, None),
+    4: ("sorted", LIST, STRUCTURE),
+}
+FILE: Known = {
+    2: ("schema", LIST, ELEMENT),
+    3: ("rows", I64, None),
+    4: ("groups", LIST, GROUP),
+    5: ("notes", LIST, STRUCTURE),
+    7: ("orders", LIST, STRUCTURE),
+}
+PAGE: Known = {
+    1: ("kind", I32, None),
+    2: ("unpacked", I32, None),
+    3: ("packed", I32, None),
+    5: ("first", STRUCTURE, {1: ("values", I32, None), 2: ("encoding", I32, None)}),
+    8: ("second", STRUCTURE, {1: ("values", I32, None), 4: ("encoding", I32, None)}),
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A column without columns within.
+
+    Args:
+        path: the names of the groups that it is in and its own.
+        texts: whether its values have lengths of their own.
+        repeated: whether there are lists of them.
+        length: bytes of a value, where the file tells them.
+
+    """
+
+    path: tuple[str, ...]
+    texts: bool
+    repeated: bool
+    length: int
 
 
 class Page(NamedTuple):
@@ -48,120 +130,221 @@ class Page(NamedTuple):
     encoding: int
 
 
-def largest(file: BinaryIO, row_group: pq.RowGroupMetaData, leaves: Mapping[int, pq.ColumnSchema]) -> int:
-    """Return how many bytes these columns of a row group take up at most when they are read.
+class Footer:
+    """The metadata at the end of a file.
 
     Args:
         file: open.
-        row_group: of its metadata.
-        leaves: by their number. Texts that do not repeat are taken to be read as places in a dictionary.
+
+    ``leaves`` are the columns without columns within, ``groups`` what is known of each of them in every row group, and
+    ``rows`` how many rows the file tells of.
 
     Raises:
-        ValueError: a page is broken, or its values can have any length.
+        ValueError: it is broken or too long, or its columns are nested too deeply.
 
     """
-    total = 0
-    for number, leaf in leaves.items():
-        repeated = leaf.physical_type == "BYTE_ARRAY" and leaf.max_repetition_level > 0
-        dictionary = 0
-        for page in _pages(file, row_group.column(number)):
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 8))
+        end = file.read(8)
+        length = int.from_bytes(end[:4], "little")
+        if end[4:] != b"PAR1" or length > size - 12:
+            raise ValueError("it does not end as Parquet does")
+        if length > FOOTER:
+            raise ValueError(f"its metadata has {length:,} bytes, more than the {FOOTER:,} that are read")
+        file.seek(size - 8 - length)
+        try:
+            told = _Compact(file.read(length)).structure(FILE)
+        except EOFError:
+            raise ValueError(BROKEN) from None
+        self.leaves = list(_leaves(told.get("schema", [])))
+        groups = told.get("groups", [])
+        self.rows = max(_count(told, "rows"), sum(_count(group, "rows") for group in groups))
+        self.groups: list[list[dict[str, Any]]] = [
+            [column.get("chunk", {}) for column in group.get("columns", [])] for group in groups
+        ]
+        if any(len(group) != len(self.leaves) for group in self.groups):
+            raise ValueError(BROKEN)
+
+    def largest(self, columns: Collection[str]) -> int:
+        """Return how many bytes these columns take up at most when they are read.
+
+        Texts that do not repeat are taken to be read as places in a dictionary.
+
+        Raises:
+            ValueError: a page is broken, or its values can have any length.
+
+        """
+        wanted = [n for n, leaf in enumerate(self.leaves) if leaf.path[0] in columns]
+        return sum(self._largest(self.leaves[n], group[n]) for group in self.groups for n in wanted)
+
+    def _largest(self, leaf: Leaf, chunk: dict[str, Any]) -> int:
+        total = dictionary = 0
+        for page in self.pages(chunk):
             if page.kind == DICTIONARY:
                 dictionary = page.unpacked
-            if repeated and page.encoding == SHARED_PREFIXES:
-                raise ValueError(f"column {leaf.path} holds lists of texts by what they share")
-            length = dictionary if repeated and page.encoding in PLACES else leaf.length
+            length = leaf.length
+            if leaf.texts and leaf.repeated:
+                if page.encoding == SHARED_PREFIXES:
+                    raise ValueError(f"column {leaf.path[0]} holds lists of texts by what they share")
+                length = dictionary if page.encoding in PLACES else 0
             total += page.unpacked + page.values * (WIDTH + length)
-    return total
+        return total
+
+    def pages(self, chunk: dict[str, Any]) -> Iterator[Page]:
+        """Yield the pages of a column in a row group, as far as pyarrow reads them."""
+        values, packed, at = (_count(chunk, name) for name in ("values", "packed", "data"))
+        if 0 < chunk.get("dictionary", 0) < at:
+            at = chunk["dictionary"]
+        end = at + packed
+        while at < end and values > 0:
+            page, length = self._page(at)
+            at += length + page.packed
+            values -= page.values
+            yield page
+
+    def _page(self, at: int) -> tuple[Page, int]:
+        for most in HEADER:
+            self._file.seek(at)
+            compact = _Compact(self._file.read(most))
+            try:
+                told = compact.structure(PAGE)
+            except EOFError:
+                continue
+            kind, unpacked, packed = (_count(told, name) for name in ("kind", "unpacked", "packed"))
+            if kind not in (DATA, SECOND):
+                return Page(kind, unpacked, packed, 0, 0), compact.at
+            data = told.get("first" if kind == DATA else "second", {})
+            return Page(kind, unpacked, packed, _count(data, "values"), _count(data, "encoding")), compact.at
+        raise ValueError("the header of a page is broken")
 
 
-def _pages(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Iterator[Page]:
-    """Yield the pages of a column in a row group, as far as pyarrow reads them."""
-    at = chunk.data_page_offset
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset and chunk.dictionary_page_offset < at:
-        at = chunk.dictionary_page_offset
-    end, values = at + chunk.total_compressed_size, 0
-    if at < 0:
+def _count(fields: dict[str, Any], name: str) -> int:
+    count: int = fields.get(name, -1)
+    if count < 0:
         raise ValueError(BROKEN)
-    while at < end and values < chunk.num_values:
-        file.seek(at)
-        page = _page(_structure(file))
-        at = file.tell() + page.packed
-        values += page.values
-        yield page
+    return count
 
 
-def _page(fields: Fields) -> Page:
-    kind = _count(fields, 1)
-    unpacked, packed = _count(fields, 2), _count(fields, 3)
-    if kind not in (DATA, SECOND):
-        return Page(kind, unpacked, packed, 0, 0)
-    data = fields.get(5 if kind == DATA else 8)
-    if not isinstance(data, dict):
+def _leaves(elements: Sequence[dict[str, Any]]) -> Iterator[Leaf]:
+    """Yield the columns of a schema: every element is followed by those within it, and the first holds all."""
+    groups: list[tuple[str, bool]] = []  # that an element is in: their names, and whether there are lists of them
+    left = [1]  # elements to come, in the file and in each of the groups
+    for element in elements:
+        while not left[-1]:
+            left.pop()
+            groups.pop()
+            if not groups:
+                raise ValueError(BROKEN)
+        left[-1] -= 1
+        name, children = element.get("name", ""), element.get("children", 0)
+        repeated = bool(groups) and (groups[-1][1] or element.get("repetition") == REPEATED)
+        if children > 0 or not groups:
+            groups.append((name, repeated))
+            left.append(children)
+            if len(groups) > DEPTH:
+                raise ValueError(f"its columns are nested more than {DEPTH} times")
+        elif children < 0 or "type" not in element:
+            raise ValueError(BROKEN)
+        else:
+            path = (*(group for group, _ in groups[1:]), name)
+            yield Leaf(path, element["type"] == BYTES, repeated, max(0, element.get("length", 0)))
+    if any(left):
         raise ValueError(BROKEN)
-    return Page(kind, unpacked, packed, _count(data, 1), _count(data, 2 if kind == DATA else 4))
 
 
-def _count(fields: Fields, field: int) -> int:
-    value = fields.get(field)
-    if not isinstance(value, int) or value < 0:
+class _Compact:
+    """Values in the compact protocol of Thrift.
+
+    Args:
+        content: what is read, from the beginning.
+
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._entries = 0
+        self.at = 0
+
+    def structure(self, known: Known | None, depth: int = 0) -> dict[str, Any]:
+        """Return the values of a structure, by their names: those that are known and of the kind that they are to be.
+
+        Raises:
+            ValueError: it is broken.
+            EOFError: it goes on behind what is there.
+
+        """
+        fields: dict[str, Any] = {}
+        field = 0
+        while head := self._byte():
+            field = field + (head >> 4) if head >> 4 else self._signed(2)
+            if not 0 <= field < 2**15:
+                raise ValueError(BROKEN)
+            name, kind, within = (known or {}).get(field, ("", 0, None))
+            value = self._value(head & 15, within if kind == head & 15 else None, depth)
+            if kind == head & 15:
+                fields[name] = value
+        return fields
+
+    def _value(self, kind: int, known: Any, depth: int) -> Any:
+        """Return a number, a text, a structure or a list of structures; anything else is passed over."""
+        if depth > WITHIN:
+            raise ValueError(BROKEN)
+        if kind in (4, I32, I64):
+            return self._signed({4: 2, I32: 4, I64: 8}[kind])
+        if kind == TEXT:
+            return self._bytes(self._unsigned()).decode("utf-8", "replace")
+        if kind == STRUCTURE:
+            return self.structure(known, depth + 1)
+        if kind in (LIST, 10):
+            return self._list(known, depth + 1)
+        if kind in (3, 7):
+            self._bytes(1 if kind == 3 else 8)
+        elif kind not in (1, 2):  # truths, which their kind tells
+            raise ValueError(BROKEN)
+        return None
+
+    def _list(self, known: Known | int | None, depth: int) -> list[dict[str, Any]]:
+        head = self._byte()
+        count, kind = head >> 4 if head >> 4 < 15 else self._unsigned(), head & 15
+        fields = None if isinstance(known, int) else known
+        wanted = known if isinstance(known, int) else STRUCTURE
+        self._entries += count
+        if self._entries > ENTRIES:
+            raise ValueError(f"its metadata lists more than {ENTRIES:,} things")
+        if count and known is not None and kind != wanted:
+            raise ValueError(BROKEN)
+        values = []
+        for _ in range(count):
+            value = self._value(3 if kind in (1, 2) else kind, fields, depth)  # in a list a truth takes a byte
+            if fields is not None:
+                values.append(value)
+        return values
+
+    def _byte(self) -> int:
+        return self._bytes(1)[0]
+
+    def _bytes(self, count: int) -> bytes:
+        part = self._content[self.at : self.at + count]
+        if len(part) < count:
+            raise EOFError
+        self.at += count
+        return part
+
+    def _unsigned(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            part = self._byte()
+            value |= (part & 127) << shift
+            if part < 128:
+                return value
         raise ValueError(BROKEN)
-    return value
 
-
-def _structure(file: BinaryIO, depth: int = 0) -> Fields:
-    """Return the numbers and structures, by their field, of a structure in the compact protocol of Thrift."""
-    fields: Fields = {}
-    field = 0
-    while head := _byte(file):
-        field = field + (head >> 4) if head >> 4 else _signed(file)
-        fields[field] = _value(file, head & 15, depth)
-    return fields
-
-
-def _value(file: BinaryIO, kind: int, depth: int) -> Any:
-    """Return a number or a structure; any other value is passed over."""
-    if depth > DEPTH:
-        raise ValueError(BROKEN)
-    if kind in (4, 5, 6):
-        return _signed(file)
-    if kind == 12:
-        return _structure(file, depth + 1)
-    if kind in (9, 10):
-        head = _byte(file)
-        for _ in range(head >> 4 if head >> 4 < 15 else _unsigned(file)):
-            # In a list a truth takes a byte, elsewhere its kind tells it.
-            _value(file, 3 if head & 15 in (1, 2) else head & 15, depth + 1)
-    elif kind in (3, 7, 8):
-        _pass(file, {3: 1, 7: 8}.get(kind) or _unsigned(file))
-    elif kind not in (1, 2):
-        raise ValueError(BROKEN)
-    return None
-
-
-def _pass(file: BinaryIO, count: int) -> None:
-    """Go over so many bytes, the last of which is there."""
-    if count:
-        file.seek(count - 1, 1)
-        _byte(file)
-
-
-def _byte(file: BinaryIO) -> int:
-    read = file.read(1)
-    if not read:
-        raise ValueError("the file ends within the header of a page")
-    return read[0]
-
-
-def _unsigned(file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 63, 7):
-        part = _byte(file)
-        value |= (part & 127) << shift
-        if part < 128:
-            return value
-    raise ValueError(BROKEN)
-
-
-def _signed(file: BinaryIO) -> int:
-    value = _unsigned(file)
-    return value >> 1 ^ -(value & 1)
+    def _signed(self, size: int) -> int:
+        """Return a number of so many bytes; pyarrow would cut a longer one short."""
+        value = self._unsigned()
+        if value >> 8 * size:
+            raise ValueError(BROKEN)
+        return value >> 1 ^ -(value & 1)
