@@ -6,7 +6,6 @@ networks are kept in build/adaptive.
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -17,13 +16,14 @@ import numpy as np
 import pandas as pd
 
 import undoor
+from marked import write_marked
 from undoor.attacks import Attack, OnePixel, Pixels, Trigger, poison, triggered
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, Truth, row_ids
 from undoor.defenses.post_training import ReverseEngineering
 from undoor.defenses.training_set import ActivationClustering, SpectralSignatures, TrainingSetDefense
 from undoor.evidence import collect
-from undoor.experiments.tables import shown
+from undoor.experiments.tables import markdown, shown
 from undoor.files import write_text
 from undoor.filters import Average, Filter, Gaussian, Median, Quantise
 from undoor.findings import versions
@@ -162,7 +162,6 @@ def measured(digits: Dataset, test: Dataset, name: str, seed: int) -> dict:
     parts = [triggered(test, attack(trigger, 1, seed)) for trigger in planted.triggers]
     shown_at_test = np.concatenate([part.images[k :: len(parts)] for k, part in enumerate(parts)])
     target = digits.class_names.index(TARGET)
-    plain = parts[0].labels  # of the source class
     evidence = collect(victim, planted.dataset, tuple(FILTERS.values()))
     defense = undoor.ClusterImpurity(seed=seed, workers=1)
     find = cache(partial(defense.cluster, evidence))
@@ -171,7 +170,7 @@ def measured(digits: Dataset, test: Dataset, name: str, seed: int) -> dict:
     others = {told: make(seed)(evidence).against(truth).truth for told, make in OTHERS.items()}
     inspection = ReverseEngineering(seed=seed)(victim, test)
     return {
-        "attacker": name, "seed": seed, "images": int(planted.dataset.truth.poisoned.sum()), "tested": len(plain),
+        "attacker": name, "seed": seed, "images": int(planted.dataset.truth.poisoned.sum()), "tested": len(parts[0]),
         "clean_accuracy": accuracy(victim.decide(test.images), test.labels),
         "attack_success_rate": attack_success_rate(victim.decide(shown_at_test), target),
         "filters": {
@@ -190,10 +189,6 @@ def read_results() -> dict:
 
 def cell(values: list, digits: int) -> str:
     return shown(pd.Series(values, dtype="Float64"), digits)
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *lines])
 
 
 def table(content: dict) -> str:
@@ -287,9 +282,7 @@ def main() -> None:
             print(json.dumps(content["rows"][-1], ensure_ascii=False)[:400], flush=True)
     content = read_results()
     write_text(OUT / "README.md", page(content))
-    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    written = f"{MARKS[0]}\n{block(content)}\n{MARKS[1]}"
-    write_text(PAGE, pattern.sub(lambda _: written, PAGE.read_text(encoding="utf-8")))
+    write_marked(PAGE, MARKS, block(content))
 
 
 if __name__ == "__main__":

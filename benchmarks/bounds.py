@@ -1,10 +1,10 @@
 """Write the table of what is read of a file into SECURITY.md, from the constants that bound it."""
 
-import re
 from pathlib import Path
 
-from undoor import bounds, classifier, columns, onnx_network, pages, pickles
-from undoor.files import write_text
+from marked import write_marked
+from undoor import bounds, columns, memory, onnx_network, pages, pickles, thrift
+from undoor.experiments.tables import markdown
 from undoor.readers import cifar, folder, images
 
 PAGE = Path(__file__).parents[1] / "SECURITY.md"
@@ -24,15 +24,15 @@ def table() -> str:
         "a data set": f"{number(bounds.CLASSES)} classes",
         "a class's name, an image's id": f"{bounds.NAME} characters, none of them a control character",
         "Parquet": f"{number(columns.LEAVES)} columns, {pages.DEPTH} groups of them within one another, as many rows "
-        f"as bytes, {size(pages.FOOTER)} of metadata with {number(pages.ENTRIES)} entries in its lists",
+        f"as bytes, {size(pages.FOOTER)} of metadata with {number(thrift.ENTRIES)} entries in its lists",
         "JSON": size(bounds.JSON_BYTES),
         "a pickle": f"{number(pickles.STEPS)} instructions, which make plain values and arrays",
         "CIFAR batches": f"{number(cifar.BATCH_BYTES)} bytes, all together",
         "ONNX": f"{size(onnx_network.LARGEST)}; {size(onnx_network.ROOM)} of what a forward pass holds besides weights",
-        "a forward pass": f"{number(classifier.BATCH_PIXELS)} pixels; more takes several",
+        "what is worked on at once": f"{number(memory.AT_ONCE)} values of images; more takes several times",
         "a step of a training on a processor": "half the memory",
     }
-    return "\n".join(["| of | is read, at most |", "|---|---|", *(f"| {of} | {most} |" for of, most in rows.items())])
+    return markdown(["of", "is read, at most"], list(rows.items()))
 
 
 def size(count: int) -> str:
@@ -45,11 +45,5 @@ def number(count: int) -> str:
     return f"{count:,}".replace(",", " ")
 
 
-def main() -> None:
-    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    written = f"{MARKS[0]}\n{table()}\n{MARKS[1]}"
-    write_text(PAGE, pattern.sub(lambda _: written, PAGE.read_text(encoding="utf-8")))
-
-
 if __name__ == "__main__":
-    main()
+    write_marked(PAGE, MARKS, table())

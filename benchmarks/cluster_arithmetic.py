@@ -7,7 +7,6 @@ results/cluster/cpu.json and, where it exists, results/gpu/pass.json: the same c
 import json
 import os
 import platform
-import re
 import secrets
 import tempfile
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import typer
 
+from marked import write_marked
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset, row_ids
 from undoor.engine import Engine, as_finished, one_thread
@@ -302,9 +302,7 @@ def measure(
 def write(gpu_hour: Annotated[float, typer.Option(help="dollars, assumed")] = DOLLARS_A_GPU_HOUR) -> None:
     """Write the tables into docs/cluster.md."""
     text = tables(read(CPU), read(GPU) if GPU.exists() else None, gpu_hour)
-    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    block = f"{MARKS[0]}\n{text}\n{MARKS[1]}"
-    PAGE.write_text(pattern.sub(lambda _: block, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    write_marked(PAGE, MARKS, text)
     print(text)
 
 

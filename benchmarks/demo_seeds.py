@@ -4,13 +4,13 @@ Writes results/demo/seeds.json and the table in README.md; the picture there is 
 """
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from marked import write_marked
 from undoor.attacks import poison
 from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET, Demo, demo
 from undoor.experiments.measure import measure
@@ -123,10 +123,7 @@ def picture(result: Demo, path: Path) -> None:
 
 
 def write_table(content: dict) -> None:
-    readme = ROOT / "README.md"
-    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    block = f"{MARKS[0]}\n{table(content)}\n{MARKS[1]}"
-    readme.write_text(pattern.sub(lambda _: block, readme.read_text(encoding="utf-8")), encoding="utf-8")
+    write_marked(ROOT / "README.md", MARKS, table(content))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ results/false-alarms/results.json and README.md, and the block in docs/limits.md
 
 import argparse
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
+from marked import write_marked
 from undoor.experiments.bench import Bench, Board
 from undoor.experiments.cells import slug
 from undoor.experiments.store import Store
 from undoor.experiments.suites import CI, CONTENDERS, Suite, suite
+from undoor.experiments.tables import markdown
 from undoor.files import write_text
 from undoor.training import Step
 
@@ -113,12 +114,6 @@ def alarms(rows: Iterable[dict], name: str) -> int:
     return sum(row["defenses"][name]["flagged"] > 0 for row in rows)
 
 
-def table(header: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
-    head = list(header)
-    written = [head, ["---"] * len(head), *(list(map(str, line)) for line in lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in written)
-
-
 def sets_table(content: dict) -> str:
     lines = []
     for data, rows in by_data(content).items():
@@ -128,7 +123,9 @@ def sets_table(content: dict) -> str:
             counts = [f"{flagged:,} of {images:,}", f"{flagged / images:.3%}"]
             lines.append([data, title, *rate(alarms(rows, name), len(rows)), *counts])
     interval_of = f"{LEVEL:.0%} interval"
-    return table(("data", "defence", "called poisoned", "rate", interval_of, "images flagged", "of all images"), lines)
+    return markdown(
+        ("data", "defence", "called poisoned", "rate", interval_of, "images flagged", "of all images"), lines
+    )
 
 
 def impurity_table(content: dict) -> str:
@@ -138,7 +135,7 @@ def impurity_table(content: dict) -> str:
             values = [row["defenses"][name]["highest_impurity"] for row in rows]
             threshold = rows[0]["defenses"][name]["threshold"]
             lines.append([data, DEFENSES[name], threshold, f"{np.median(values):.3f}", f"{max(values):.3f}"])
-    return table(("data", "decision", "threshold", "highest of a set, median", "highest of all"), lines)
+    return markdown(("data", "decision", "threshold", "highest of a set, median", "highest of all"), lines)
 
 
 def inspection_table(content: dict) -> str:
@@ -147,7 +144,7 @@ def inspection_table(content: dict) -> str:
         inspected = [row["inspected"] for row in rows if row["inspected"]]
         if inspected:
             lines.append([data, *rate(sum(one["backdoored"] for one in inspected), len(inspected))])
-    return table(("data", "called backdoored", "rate", f"{LEVEL:.0%} interval"), lines)
+    return markdown(("data", "called backdoored", "rate", f"{LEVEL:.0%} interval"), lines)
 
 
 def every_set(content: dict) -> str:
@@ -158,7 +155,7 @@ def every_set(content: dict) -> str:
         p = f"{min(row['inspected']['p'].values()):.3f}" if row["inspected"] else "–"
         accuracy = f"{row['clean_accuracy']:.3f}"
         lines.append([row["data"], row["seed"], accuracy, highest[0], told[0], highest[1], told[1], p])
-    return table(
+    return markdown(
         (
             "data",
             "seed",
@@ -227,7 +224,7 @@ def block(content: dict) -> str:
     lines.append(["`inspect`, networks called backdoored", ALL, *rate(sum(inspected), len(inspected))])
     highest = max(row["defenses"][CI]["highest_impurity"] for row in rows)
     return f"""\
-{table(("clean training sets", "data", "called poisoned", "rate", f"{LEVEL:.0%} interval"), lines)}
+{markdown(("clean training sets", "data", "called poisoned", "rate", f"{LEVEL:.0%} interval"), lines)}
 
 The highest impurity of a clean cluster was {highest:.3f} with the default, whose threshold is \
 {rows[0]["defenses"][CI]["threshold"]}. The trainings differ in
@@ -238,9 +235,7 @@ training](../results/false-alarms/README.md)."""
 def write(content: dict) -> None:
     write_text(OUT / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_text(OUT / "README.md", page(content))
-    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    written = f"{MARKS[0]}\n{block(content)}\n{MARKS[1]}"
-    write_text(PAGE, pattern.sub(lambda _: written, PAGE.read_text(encoding="utf-8")))
+    write_marked(PAGE, MARKS, block(content))
 
 
 if __name__ == "__main__":

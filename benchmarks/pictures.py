@@ -4,7 +4,6 @@ Writes docs/pictures/*.svg, docs/pictures/numbers.json and the table in the page
 """
 
 import json
-import re
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from marked import write_marked
 from undoor.attacks import Attack, poison
 from undoor.classifier import Classifier
 from undoor.dataset import Dataset
@@ -203,9 +203,7 @@ def main() -> None:
             draw(*seen).savefig(path, metadata={"Date": None, "Creator": None})
     told = numbers(*seen)
     (PICTURES / "numbers.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-    block = f"{MARKS[0]}\n{table(told)}\n{MARKS[1]}"
-    PAGE.write_text(pattern.sub(lambda _: block, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    write_marked(PAGE, MARKS, table(told))
     print(table(told))
 
 

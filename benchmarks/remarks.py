@@ -26,7 +26,7 @@ from undoor.classifier import Classifier
 from undoor.dataset import Dataset
 from undoor.evidence import collect
 from undoor.experiments.measure import measure
-from undoor.experiments.tables import shown
+from undoor.experiments.tables import markdown, shown
 from undoor.files import write_text
 from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
 from undoor.findings import Findings, versions
@@ -217,11 +217,6 @@ def cell(values: list, digits: int = 2) -> str:
     return shown(pd.Series(values, dtype="Float64"), digits)
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def variations_table(rows: list[dict]) -> str:
     columns: dict[str, list[dict]] = {}
     for row in rows:
@@ -233,7 +228,7 @@ def variations_table(rows: list[dict]) -> str:
     ]
     some = sorted({row["test_images"] for row in rows if "test_images" in row})
     note = f"\n\nStored victims: of the first {some[-1]} test images those of the source classes." if some else ""
-    return table(["trigger at test time", *names], lines) + note
+    return markdown(["trigger at test time", *names], lines) + note
 
 
 def choices_table(rows: list[dict]) -> str:
@@ -251,7 +246,7 @@ def choices_table(rows: list[dict]) -> str:
         if group:
             cells = [cell([row[name] for row in group], digits) for name, (_, digits) in measures.items()]
             lines.append([f"{size:.2f}", kind, str(len(group)), *cells])
-    return table(["size", "pixel", "seeds", *(name for name, _ in measures.values())], lines)
+    return markdown(["size", "pixel", "seeds", *(name for name, _ in measures.values())], lines)
 
 
 def agreement(rows: list[dict]) -> str:
@@ -265,7 +260,7 @@ def agreement(rows: list[dict]) -> str:
                      for name, sign in (("prominence", 1), ("contrast", 1), ("cross_entropy", -1))]  # fmt: skip
             told.append([f"{size:.2f}", str(len(group)), *(f"{rank:+.2f}".replace("-", "−") for rank in ranks)])
     head = ["size", "victims", "prominence", "contrast", "cross-entropy, negative"]
-    return "Rank correlation (Spearman) of the attack success rate with\n\n" + table(head, told)
+    return "Rank correlation (Spearman) of the attack success rate with\n\n" + markdown(head, told)
 
 
 def filters_table(rows: list[dict]) -> str:
@@ -274,7 +269,7 @@ def filters_table(rows: list[dict]) -> str:
         group = [row["filters"][name] for row in rows if row["scenario"] == scenario]
         if group:
             lines.append([scenario, name, str(len(group)), *(cell([one[part] for one in group], 3) for part in TRUTH)])
-    return table(["victims", "filter", "seeds", "TPR", "FPR, target class", "FPR, all classes", "AUROC"], lines)
+    return markdown(["victims", "filter", "seeds", "TPR", "FPR, target class", "FPR, all classes", "AUROC"], lines)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from undoor.dataset import Dataset, row_ids
 from undoor.evidence import Evidence, Outputs
@@ -154,3 +155,8 @@ class Linear(torch.nn.Module):
 def linear_network() -> Linear:
     """A factory, as users name it on the command line."""
     return Linear()
+
+
+def always(examples):
+    """Return the settings of a property: always the same examples, however long they take."""
+    return settings(max_examples=examples, derandomize=True, deadline=None, database=None)

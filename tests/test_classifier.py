@@ -107,7 +107,7 @@ def test_batches_reach_the_device_whole_and_in_order(device):
 
 
 def test_large_images_come_fewer_at_once(monkeypatch):
-    monkeypatch.setattr("undoor.classifier.BATCH_PIXELS", 1000)
+    monkeypatch.setattr("undoor.memory.AT_ONCE", 1000)
     classifier, images = Classifier(Linear()), np.zeros((20, 1, 12, 12), np.uint8)
     assert [len(batch) for batch in classifier.batches(images, 8)] == [6, 6, 6, 2]
     assert [len(batch) for batch in classifier.batches(images, 4)] == [4] * 5

@@ -3,21 +3,14 @@
 What it has found lies in ``fuzzed``, TARGET-WHAT a file.
 """
 
-import importlib
 from pathlib import Path
 
 import pytest
 
+import fuzz
 from undoor.errors import UndoorError
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FOUND = sorted((Path(__file__).parent / "fuzzed").iterdir())
-
-
-@pytest.fixture
-def fuzz(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("fuzz")
 
 
 TARGETS = (
@@ -26,12 +19,12 @@ TARGETS = (
 )  # fmt: skip
 
 
-def test_all_targets_are_listed(fuzz):
+def test_all_targets_are_listed():
     assert tuple(fuzz.TARGETS) == TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_corpus_begins_with_whole_files(name, fuzz, tmp_path):
+def test_the_corpus_begins_with_whole_files(name, tmp_path):
     target, read = fuzz.TARGETS[name], 0
     (tmp_path / "made").mkdir()
     (tmp_path / "desk").mkdir()
@@ -45,7 +38,7 @@ def test_the_corpus_begins_with_whole_files(name, fuzz, tmp_path):
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
-def test_what_was_found_is_one_line_now(path, fuzz, tmp_path):
+def test_what_was_found_is_one_line_now(path, tmp_path):
     (target,) = (name for name in TARGETS if path.name.startswith(f"{name}-"))
     with pytest.raises(UndoorError) as raised:
         fuzz.TARGETS[target].use(path.read_bytes(), tmp_path)

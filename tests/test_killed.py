@@ -7,11 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-
-from test_documents import load_benchmark
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +29,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
 
 
 def test_the_page_is_made_of_the_results():
-    benchmark = load_benchmark("killed")
+    benchmark = import_module("killed")
     content = json.loads((benchmark.OUT / "results.json").read_text(encoding="utf-8"))
     assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(content)
     assert {row["command"] for row in content["rows"]} == set(benchmark.COMMANDS)
@@ -38,7 +37,7 @@ def test_the_page_is_made_of_the_results():
 
 
 def test_what_measures_time_is_left_out_and_nothing_else(tmp_path):
-    benchmark = load_benchmark("killed")
+    benchmark = import_module("killed")
     page = "| defence | seconds | TPR |\n|---|---|---|\n| CI | {} | {} |\n\n| size | TPR |\n|---|---|\n| 1 | {} |"
     same = benchmark.without_seconds(page.format(1.0, 0.5, 2))
     assert same == benchmark.without_seconds(page.format(3.0, 0.5, 2))

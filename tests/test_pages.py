@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hostile.tables import varint
 from undoor.columns import read_columns
-from undoor.pages import CHUNK, DEPTH, PAGE, Footer, _Compact
+from undoor.pages import CHUNK, DEPTH, PAGE, Footer
+from undoor.thrift import Compact
 
 GENERATOR = np.random.default_rng(0)
 N = 3000
@@ -132,7 +133,7 @@ def test_headers_that_are_none(header):
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_structure_or_none(content):
-    compact = _Compact(content)
+    compact = Compact(content)
     try:
         fields = compact.structure(PAGE)
     except (ValueError, EOFError):
@@ -160,12 +161,12 @@ def test_a_broken_footer_is_told(whole, place, change):
 def test_numbers_that_pyarrow_would_cut_short_are_refused():
     for number, kind in ((2**32 + 5, 5), (2**64 + 5, 6)):
         with pytest.raises(ValueError, match="broken"):
-            _Compact(bytes([0x20 | kind]) + varint(2 * number) + b"\0").structure(PAGE)
-    assert _Compact(b"\x25" + varint(2 * 7) + b"\0").structure(PAGE) == {"unpacked": 7}
-    assert _Compact(b"\x26" + varint(2 * 7) + b"\0").structure(PAGE) == {}  # of another kind: pyarrow passes it over
+            Compact(bytes([0x20 | kind]) + varint(2 * number) + b"\0").structure(PAGE)
+    assert Compact(b"\x25" + varint(2 * 7) + b"\0").structure(PAGE) == {"unpacked": 7}
+    assert Compact(b"\x26" + varint(2 * 7) + b"\0").structure(PAGE) == {}  # of another kind: pyarrow passes it over
 
 
 def test_lists_of_another_kind_than_pyarrow_takes_them_for_are_refused():
-    assert _Compact(b"\x29\x15\x04\0").structure(CHUNK) == {"encodings": []}
+    assert Compact(b"\x29\x15\x04\0").structure(CHUNK) == {"encodings": []}
     with pytest.raises(ValueError, match="broken"):
-        _Compact(b"\x29\x18\x01x\0").structure(CHUNK)
+        Compact(b"\x29\x18\x01x\0").structure(CHUNK)

@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from undoor.errors import UndoorError, first_line
+from undoor.memory import at_once
 from undoor.networks import Normalise
 
 BATCH_SIZE = 128
 """Images a forward pass. On a CPU larger ones are slower: their activations are mapped into memory anew each time."""
-
-BATCH_PIXELS = 2**25
-"""Height × width × images of a forward pass, at most: of so many a layer of ResNet-20 makes 2 GiB."""
 
 
 class Classifier:
@@ -191,8 +189,7 @@ class Classifier:
         A CUDA device is sent each batch from pinned memory while it still computes on the one before. On a CPU
         nothing is to be gained: the copy of a batch costs less than a thousandth of a forward pass.
         """
-        height, width = images.shape[2:]
-        step = min(batch_size, max(1, BATCH_PIXELS // (height * width)))
+        step = at_once(images.shape, batch_size)
         parts = (images[start : start + step] for start in range(0, len(images), step))
         if self.device.type != "cuda":
             yield from map(self.scale, parts)

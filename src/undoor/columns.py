@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from undoor.bounds import require_file, require_growth
-from undoor.pages import FOOTER, Footer
+from undoor.pages import Footer
 
 LEAVES = 1000
 """Columns of a file, with the parts of nested ones."""
@@ -33,16 +33,14 @@ def read_columns(path: Path, wanted: Callable[[pa.Schema], Sequence[str]] | None
             raise ValueError(f"it has {len(footer.leaves):,} columns, more than the {LEAVES:,} that are read")
         if footer.rows > size:
             raise ValueError(f"it tells of {footer.rows:,} rows and has only {size:,} bytes")
-        limits = {"thrift_string_size_limit": FOOTER, "thrift_container_size_limit": FOOTER}
-        with pq.ParquetFile(path, **limits) as file:
-            schema = file.schema_arrow
+        schema = pq.read_schema(path)
         columns = schema.names if wanted is None else list(wanted(schema))
         require_growth(size, footer.largest(columns))
     # Values of lists cannot be read so; undoor needs none.
     shared = [".".join(leaf.path) for leaf in footer.leaves if leaf.texts and not leaf.repeated]
     told = pa.schema([schema.field(name) for name in columns], schema.metadata)
     parts, grown = [], 0
-    with pq.ParquetFile(path, read_dictionary=shared, **limits) as file:
+    with pq.ParquetFile(path, read_dictionary=shared) as file:
         for number in range(len(footer.groups)):
             part = file.read_row_group(number, columns=columns)
             part.validate(full=True)  # texts that are none, and places outside of what is there

@@ -19,6 +19,7 @@ from undoor.experiments.tables import (
     Results,
     difference,
     frame,
+    markdown,
     places,
     read_results,
     shown,
@@ -376,10 +377,7 @@ def _rests_on(rows: pd.DataFrame) -> str:
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
-    if not lines:
-        return "Nothing yet."
-    rule = ["---"] * len(header)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+    return markdown(header, lines) if lines else "Nothing yet."
 
 
 def text(value: str) -> str:

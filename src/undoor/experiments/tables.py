@@ -1,6 +1,6 @@
 """A store as tables: one row a victim, one row a cell × defence × seed, and medians over seeds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -215,3 +215,8 @@ def difference(values: "pd.Series[Any]", published: float | None, digits: int = 
         return MISSING
     # 0.0 is added to turn a rounded −0 into 0.
     return f"{round(ours - published, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [header, ["---"] * len(header), *lines])

@@ -1,0 +1,232 @@
+"""What must hold whatever is given: mixtures, impurity and metrics.
+
+The examples are drawn by hypothesis, the same ones in every run.
+"""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+
+from conftest import always
+from undoor.defenses.training_set.cluster_impurity import certain_share, confident_changes, impurity
+from undoor.em import Mixtures, from_labels, log_densities, posterior, step
+from undoor.metrics import detection
+from undoor.mixture import MixtureSettings, bic, cluster, whiten
+
+# Mixtures
+
+
+@st.composite
+def rows_and_parts(draw):
+    """Some rows around two or three centres, with a partition that may cut across them."""
+    seed, t, k = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(3, t)) * draw(st.floats(0, 6))
+    rows = np.concatenate([centre + generator.normal(size=(20, t)) * generator.uniform(0.2, 2) for centre in centres])
+    labels = generator.permutation(np.arange(60) % k)
+    return rows - rows.mean(0), labels, k
+
+
+def begun(rows, labels, k, ridge=1e-3):
+    """Rows, present rows, the mixture that a partition starts, and the ridge, as EM takes them."""
+    x, of = torch.from_numpy(rows)[None], torch.zeros(1, dtype=torch.int64)
+    ridges = torch.full((1, rows.shape[1]), ridge, dtype=torch.float64)
+    return (
+        x,
+        torch.ones(1, len(rows), dtype=torch.bool),
+        from_labels(x, torch.from_numpy(labels)[None], of, k, ridges),
+        ridges,
+    )
+
+
+@given(rows_and_parts())
+@always(25)
+def test_em_climbs_and_its_densities_are_gaussian(drawn):
+    rows, labels, k = drawn
+    # Without a ridge no step of EM can lower the likelihood; with one, by no more than the ridge accounts for.
+    x, present, mixture, ridge = begun(rows, labels, k, ridge=1e-9)
+    reached = -np.inf
+    for _ in range(6):
+        likelihood, better = step(x, present, mixture, ridge)
+        assert float(likelihood) >= reached - 1e-6 * max(1.0, abs(reached))
+        reached, mixture = float(likelihood), better
+
+    assert float(mixture.weights.sum()) == pytest.approx(1)
+    logs = log_densities((x[:, None] - mixture.means[:, :, None]), mixture)[0].numpy()
+    inverses = torch.linalg.inv(mixture.whitenings[0]).mT
+    expected = np.stack(
+        [
+            np.log(weight) + multivariate_normal(mean, covariance, allow_singular=True).logpdf(rows)
+            for weight, mean, covariance in zip(
+                mixture.weights[0].numpy(), mixture.means[0].numpy(), (inverses @ inverses.mT).numpy(), strict=True
+            )
+        ]
+    )
+    assert logs == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    likelihoods, assignments = posterior(x, mixture)
+    assert likelihoods[0].numpy() == pytest.approx(logsumexp(expected, axis=0), rel=1e-6, abs=1e-6)
+    shares = np.exp(logs - likelihoods[0].numpy())
+    assert shares.sum(0) == pytest.approx(np.ones(len(rows)))
+    assert np.array_equal(assignments[0].numpy(), shares.argmax(0))
+
+
+@given(rows_and_parts(), st.integers(1, 4))
+@always(25)
+def test_em_is_scikit_learns(drawn, steps):
+    rows, labels, k = drawn
+    x, present, mixture, ridge = begun(rows, labels, k)
+    parts = [rows[labels == j] for j in range(k)]
+    covariances = [
+        np.cov(part.T, bias=True).reshape(rows.shape[1], -1) + 1e-3 * np.eye(rows.shape[1]) for part in parts
+    ]
+    theirs = GaussianMixture(
+        k, reg_covar=1e-3, tol=0, max_iter=steps, weights_init=[len(part) / len(rows) for part in parts],
+        means_init=[part.mean(0) for part in parts], precisions_init=np.linalg.inv(covariances),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs.fit(rows)
+    for _ in range(steps):
+        mixture = step(x, present, mixture, ridge)[1]
+    assert mixture.means[0].numpy() == pytest.approx(theirs.means_, rel=1e-6, abs=1e-6)
+    assert mixture.weights[0].numpy() == pytest.approx(theirs.weights_, rel=1e-6)
+    ours = bic(float(posterior(x, mixture)[0].sum()), k, *rows.shape)
+    assert ours == pytest.approx(theirs.bic(rows) / 2 + np.log(len(rows)) / 2, rel=1e-6)
+
+
+@given(rows_and_parts(), st.randoms(use_true_random=False))
+@always(25)
+def test_the_order_of_rows_and_of_components_does_not_matter(drawn, random):
+    rows, labels, k = drawn
+    x, present, mixture, ridge = begun(rows, labels, k)
+    order, turn = random.sample(range(len(rows)), len(rows)), np.array(random.sample(range(k), k))
+    places, _, _, _ = begun(rows[order], labels[order], k)
+    turned = Mixtures(mixture.weights[:, turn], mixture.means[:, turn], mixture.whitenings[:, turn])
+    one, other = step(x, present, mixture, ridge), step(places, present, turned, ridge)
+    assert float(other[0]) == pytest.approx(float(one[0]), rel=1e-9)
+    assert other[1].means[0].numpy() == pytest.approx(one[1].means[0].numpy()[turn], rel=1e-6, abs=1e-8)
+
+
+@given(rows_and_parts(), st.floats(0.05, 20))
+@always(25)
+def test_the_likelihood_of_scaled_rows_is_the_scaled_likelihood(drawn, scale):
+    rows, labels, k = drawn
+    n, t = rows.shape
+    x, present, mixture, ridge = begun(rows, labels, k)
+    scaled, _, other, wider = begun(scale * rows, labels, k, ridge=1e-3 * scale**2)
+    for _ in range(3):
+        plain, mixture = step(x, present, mixture, ridge)
+        larger, other = step(scaled, present, other, wider)
+    assert float(larger) == pytest.approx(float(plain) - n * t * np.log(scale), rel=1e-6, abs=1e-6)
+
+
+@given(rows_and_parts())
+@always(25)
+def test_whitening_turns_and_stretches_and_keeps_the_volume(drawn):
+    rows, _, _ = drawn
+    whitened, added, log_scale = whiten(rows, 1e-3)
+    variances = whitened.var(axis=0)
+    assert variances + added == pytest.approx(np.ones(rows.shape[1]), rel=1e-6)
+    covariance = np.cov(rows.T, bias=True).reshape(rows.shape[1], -1)
+    assert np.linalg.slogdet(covariance + 1e-3 * np.eye(rows.shape[1]))[1] / 2 == pytest.approx(log_scale)
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(-3, 3).map(float)),
+    st.randoms(use_true_random=False),
+)
+@always(15)
+def test_any_class_is_clustered_and_its_order_does_not_matter(features, random):
+    found = cluster(features, MixtureSettings(restarts=1, max_components=4), 0)
+    distinct = len(np.unique(features, axis=0))
+    assert 1 <= found.components <= min(distinct, 4)
+    assert np.isfinite(found.criteria).all()
+    assert set(found.assignments) <= set(range(found.components))
+    for row in features:  # what is equal lies in one cluster
+        assert len(set(found.assignments[(features == row).all(1)])) == 1
+    order = random.sample(range(len(features)), len(features))
+    again = cluster(features[order], MixtureSettings(restarts=1, max_components=4), 0)
+    assert again.criteria == found.criteria
+    assert np.array_equal(again.assignments, found.assignments[order])
+
+
+# Impurity
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+@always(100)
+def test_impurity_is_minus_the_logarithm_of_the_share_that_is_kept(kept, more):
+    examined = kept + more
+    found = impurity(kept, examined)
+    assert found >= 0
+    if examined == 0:
+        assert found == 0
+    elif kept == 0:
+        assert found == pytest.approx(np.log(2 * examined))
+        assert found > impurity(1, examined)
+    else:
+        assert found == pytest.approx(-np.log(kept / examined))
+        assert (found == 0) == (more == 0)
+        assert impurity(kept, examined + 1) > found
+
+
+@given(st.integers(1, 300), st.data())
+@always(100)
+def test_the_certain_share_lies_below_the_share_and_grows_with_the_evidence(examined, data):
+    changed = data.draw(st.integers(0, examined))
+    share = certain_share(changed, examined)
+    assert 0 <= share < 1
+    assert (share == 0) == (changed == 0)
+    assert share <= changed / examined
+    assert share <= certain_share(2 * changed, 2 * examined)
+    if changed < examined:
+        assert share <= certain_share(changed + 1, examined)
+
+
+@given(st.data(), st.integers(2, 4), st.integers(1, 30), st.randoms(use_true_random=False))
+@always(60)
+def test_confident_changes_do_not_depend_on_scale_shift_or_order(data, k, n, random):
+    whole = st.integers(-20, 20).map(float)
+    after = data.draw(hnp.arrays(np.float32, (n, k), elements=whole))
+    before, labels = (data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1))) for _ in range(2))
+    found = confident_changes(before, after, labels)
+    assert not found[after.argmax(1) == labels].any()
+    kept = (before == labels) & (after.argmax(1) == labels)
+    assert set(after.argmax(1)[found]) <= set(labels[kept])
+    assert np.array_equal(confident_changes(before, 4 * after, labels), found)  # a power of two: without rounding
+    assert np.array_equal(confident_changes(before, after + 3, labels), found)
+    order = random.sample(range(n), n)
+    assert np.array_equal(confident_changes(before[order], after[order], labels[order]), found[order])
+
+
+# Metrics
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3), st.booleans()), min_size=1, max_size=60))
+@always(150)
+def test_detection_counts_every_sample_once(drawn):
+    flagged, score, labels, poisoned = (np.array(column) for column in zip(*drawn, strict=True))
+    counts = detection(flagged, score.astype(float), labels, poisoned)
+    assert [counts[name] for name in ("tp", "fp", "fn", "tn")] == [
+        sum(one[0] == f and one[3] == p for one in drawn) for f, p in ((1, 1), (1, 0), (0, 1), (0, 0))
+    ]
+    both = poisoned.any() and not poisoned.all()
+    assert counts["auroc"] == (pytest.approx(roc_auc_score(poisoned, score)) if both else None)
+    assert counts["tpr"] == (pytest.approx(flagged[poisoned].mean()) if poisoned.any() else None)
+    assert counts["fpr_all_classes"] == (pytest.approx(flagged[~poisoned].mean()) if not poisoned.all() else None)
+    assert counts["precision"] == (pytest.approx(poisoned[flagged].mean()) if flagged.any() else None)
+    held = [one for one in drawn if not one[3] and any(other[3] and other[2] == one[2] for other in drawn)]
+    assert counts["fpr_target_class"] == (pytest.approx(np.mean([one[0] for one in held])) if held else None)
+    if both:  # turned around, the areas add up to one
+        turned = detection(flagged, -score.astype(float), labels, poisoned)["auroc"]
+        assert counts["auroc"] + turned == pytest.approx(1)
