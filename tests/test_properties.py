@@ -249,7 +249,8 @@ names = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp", "Cf"))
 def test_findings_are_read_as_they_were_written(drawn):
     ids, labels, scores, flagged = (list(column) for column in zip(*drawn, strict=True))
     rows = [(i, k, 1 - k, 0, s, f, k, s, -s) for i, k, s, f in zip(ids, labels, scores, flagged, strict=True)]
-    clusters = pd.DataFrame([(0, "ä", 0, 1, 3, 2, 0.5, 0.7, [0, 1], True)], columns=list(CLUSTER_COLUMNS))
+    label = labels[0]  # a cluster is one of samples
+    clusters = pd.DataFrame([(label, "äb"[label], 0, 1, 3, 2, 0.5, 0.7, [0, 1], True)], columns=list(CLUSTER_COLUMNS))
     findings = Findings(
         "ci", pd.DataFrame(rows, columns=[*SAMPLE_COLUMNS, *VIEW_COLUMNS]), clusters, ("ä", "b"), 0.5, {"seed": 0}, 3,
         {"evidence": 1.5}, curves=curve_table([(0, 1, 2, 1, 3.5)]), image_filter="Average(size=2)",

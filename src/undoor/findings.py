@@ -236,6 +236,9 @@ def read_findings(folder: Path) -> Findings:
                 raise ValueError(f"{column.name} holds what is no class")
         if not all(len(counts) == len(names) for counts in clusters["destinations"]):
             raise ValueError("destinations holds another number of classes")
+        found = set(zip(samples["label"], samples["cluster"], strict=True))
+        if not found.issuperset(zip(clusters["class"], clusters["cluster"], strict=True)):
+            raise ValueError("clusters.parquet tells of a cluster that no sample is in")
         return Findings(
             summary["defense"], samples, clusters, tuple(names), summary["threshold"],
             summary["settings"], summary["seed"], summary["seconds"], _truth(summary["truth"]), curves,
