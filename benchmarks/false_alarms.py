@@ -247,7 +247,7 @@ if __name__ == "__main__":
         if step is None:
             print(f"{board.done} of {len(board.cells)} done; {board.running}", flush=True)
 
-    Bench(trainings, DIGITS, retraining=False, on_change=tell).run()
+    Bench(trainings, DIGITS, ("victims", "findings", "examinations"), on_change=tell).run()
     content = collected()
     write(content)
     print(block(content))

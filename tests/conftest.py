@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 
 from undoor.dataset import Dataset, row_ids
 from undoor.evidence import Evidence, Outputs
@@ -22,7 +21,14 @@ REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items):
-    """Put tests on a Ray cluster last: joblib's processes can hang in a process that is connected to one."""
+    """Skip what needs a GPU where there is none, and put tests on a Ray cluster last.
+
+    Joblib's processes can hang in a process that is connected to a Ray cluster.
+    """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
     def on_a_cluster(item):
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
@@ -159,4 +165,6 @@ def linear_network() -> Linear:
 
 def always(examples):
     """Return the settings of a property: always the same examples, however long they take."""
+    from hypothesis import settings  # the tests for a GPU run where it is not installed
+
     return settings(max_examples=examples, derandomize=True, deadline=None, database=None)

@@ -1,18 +1,23 @@
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 
+import undoor
+import undoor.findings as findings_module
 from conftest import QUICKLY, make_dataset
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import perfect_filter, random_filter
 from undoor.errors import UndoorError
 from undoor.experiments import cells as cells_module
 from undoor.experiments import suites
-from undoor.experiments.bench import Bench
+from undoor.experiments.bench import STAGES, Bench
 from undoor.experiments.cells import Cell, Experiment, Setting, retrained_key, slug
 from undoor.experiments.contenders import Contender, Known, plain_settings
+from undoor.experiments.results import write_report
 from undoor.experiments.store import Store, unpack
 from undoor.experiments.suites import CI, CONTENDERS, EXRE, Suite, suite
 from undoor.filters import Average, Median
@@ -154,10 +159,106 @@ def test_several_at_once_give_what_one_after_another_gives(finished, tmp_path):
     assert results(store) == results(finished[0])
 
 
-def test_without_retraining(tmp_path):
-    board = Bench(make_suite(cells=CELLS[1:]), Store(tmp_path), retraining=False).run()
+def test_stages_one_by_one_make_what_all_at_once_make(finished, tmp_path):
+    store, made = Store(tmp_path), []
+    for stage in STAGES:
+        board = Bench(make_suite(), store, (stage,)).run()
+        assert board.finished
+        made.append({kind: len(content) for kind, content in results(store).items()})
+    assert made == [
+        {"victims": 2, "findings": 0, "retrained": 0},
+        {"victims": 2, "findings": 7, "retrained": 0},
+        {"victims": 2, "findings": 7, "retrained": 3},
+        {"victims": 2, "findings": 7, "retrained": 3},
+    ]
+    assert results(store) == results(finished[0])
+
+
+def test_a_stage_alone_makes_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("undoor.victims.train_many", only_load)
+    board = Bench(make_suite(), Store(tmp_path), ("findings", "retraining", "examinations")).run()
+    assert not board.finished
+    assert results(Store(tmp_path)) == {"victims": {}, "findings": {}, "retrained": {}}
+    with pytest.raises(UndoorError, match="no stage 'training'; choose among victims, findings, retraining"):
+        Bench(make_suite(), Store(tmp_path), ("training",))
+
+
+def test_a_training_that_diverges_is_kept_and_ends_nothing_else(tmp_path, monkeypatch):
+    suite = make_suite()
+    diverging = replace(suite.setting.recipe, learning_rate=1e30)
+    real = Experiment.wanted_victim
+
+    def wanted_victim(self):
+        wanted = real(self)
+        return replace(wanted, recipe=replace(diverging, seed=0)) if self.cell.scenario == "clean" else wanted
+
+    monkeypatch.setattr(Experiment, "wanted_victim", wanted_victim)
+    store = Store(tmp_path)
+    board = Bench(suite, store, together=2).run()
     assert board.finished
-    assert Store(tmp_path).all("retrained") == {}
+    assert [(name, p.victim, p.diverged, p.found) for name, p in board.cells.items()] == [
+        ("multiple-source-0.40-s0", True, False, 4), ("clean-s0", False, True, 0)
+    ]  # fmt: skip
+    (kept,) = store.all("diverged").values()
+    assert kept["name"] == "clean-s0"
+    assert kept["problem"].startswith("training 2 of 2: the loss is nan after epoch")
+    monkeypatch.setattr("undoor.victims.train_many", only_load)
+    assert Bench(suite, store).run().finished  # and it is not tried again
+    write_report(store, "small", dpi=20)
+    assert "A training of clean-s0 (preset fast) diverged: training 2 of 2: the loss is nan" in (
+        tmp_path / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A defence that takes a second of ``clock`` for each of a thousand pieces of work."""
+
+    check: Callable[..., None] = field(metadata={"data": True})
+    clock: list[float] = field(metadata={"data": True})
+
+    def __call__(self, evidence):
+        for _ in range(1000):
+            self.clock[0] += 1
+            self.check()
+        return random_filter(evidence, count=7)
+
+
+def test_the_budget_ends_a_defence_that_takes_minutes(tmp_path, monkeypatch):
+    clock = [0.0]
+    slow = Contender("slow", lambda known: Slow(known.check, clock))
+    suite = make_suite(cells=CELLS[1:], contenders=(*TRIED[:1], slow))
+    Bench(suite, Store(tmp_path), ("victims",)).run()
+    monkeypatch.setattr("undoor.experiments.bench.time.monotonic", lambda: clock[0])
+    board = Bench(suite, Store(tmp_path), ("findings",), budget=30.0).run()
+    assert clock[0] == 31
+    assert not board.finished
+    assert [found["contender"] for found in Store(tmp_path).all("findings").values()] == [CI]
+    assert Bench(suite, Store(tmp_path), ("findings",)).run().finished
+
+
+def test_without_package_metadata_a_cell_runs_to_its_end(tmp_path, monkeypatch):
+    # As where the sources lie on the path and nothing is installed.
+    real = findings_module.version
+
+    def version(name):
+        if name == "undoor":
+            raise PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(findings_module, "version", version)
+    assert Bench(make_suite(cells=CELLS[1:]), Store(tmp_path)).run().finished
+    assert {one["versions"]["undoor"] for one in Store(tmp_path).all("findings").values()} == {undoor.__version__}
+
+
+def test_only_contenders_that_are_named_compete():
+    some = suite("quick", contenders=("ci", "ss*", "re"))
+    assert [c.name for c in some.contenders] == [
+        CI, "SS", "SS, 85th percentile", "SS, target class", "SS, 1.5 ε of target class"
+    ]  # fmt: skip
+    assert [c.name for c in some.examined] == ["RE"]
+    assert some.ablations == ()
+    assert suite("quick").contenders == CONTENDERS
 
 
 def test_the_estimate_is_of_the_trainings_left(tmp_path):
@@ -177,7 +278,7 @@ def test_one_pass_serves_all_filters(tmp_path, monkeypatch):
         return real(classifier, data, filters)
 
     monkeypatch.setattr(cells_module, "collect", collect)
-    Bench(make_suite(cells=CELLS[:1]), Store(tmp_path), retraining=False).run()
+    Bench(make_suite(cells=CELLS[:1]), Store(tmp_path), ("victims", "findings")).run()
     assert passes == [sorted([str(Average()), str(Median(3))])]
 
 
@@ -234,6 +335,8 @@ def test_the_grid_is_the_papers():
         ("paper", {}, "needs CIFAR-10; give --data"),
         ("quick", {"cells": "x*"}, "no cell is called 'x\\*'; the first are"),
         ("quick", {"preset": "slow"}, "no preset 'slow'"),
+        ("quick", {"contenders": ("SS",)}, "no contender is called SS; there are ci, ci-one-look, "),
+        ("quick", {"contenders": ("random-filter",)}, "random-filter removes as many images as ci flags; name ci too"),
     ],
 )
 def test_what_a_suite_cannot_be(name, options, told):

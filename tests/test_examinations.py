@@ -75,7 +75,7 @@ TRIED = (replace(CELLS[0], size=0.40), Cell("multiple-source", 0.3), CELLS[1])
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     made = Store(tmp_path_factory.mktemp("store"))
-    board = Bench(make_suite(TRIED, (), STAND_INS), made, retraining=False).run()
+    board = Bench(make_suite(TRIED, (), STAND_INS), made, ("victims", "findings", "examinations")).run()
     assert board.finished
     assert [progress.found for progress in board.cells.values()] == [2, 0, 2]
     return made

@@ -86,6 +86,10 @@ def add_found(store, cell, contender, tp=0, fp=0, *, suite="paper", data="CIFAR-
             "clusters": clusters if contender.startswith("CI") else [],
             "roc": [[0.0, 0.0], [0.001, tp / poisons], [0.1, 1.0], [1.0, 1.0]] if poisons else [],
             "seconds": 1.0, "auroc_target_class": 0.98 if poisons else None,
+            "missed": {
+                "not_learned": 1, "poisoned_clusters": 0, "mixed_clusters": poisons - tp - 1, "clean_clusters": 0,
+                "no_cluster": 0,
+            },
             "truth": {
                 "tp": tp, "fp": fp, "fn": poisons - tp, "tn": CLEAN - fp, "tpr": tp / poisons if poisons else None,
                 "fpr_target_class": min(fp, 100) / 100 if poisons else None, "fpr_all_classes": fp / CLEAN,

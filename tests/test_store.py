@@ -70,3 +70,19 @@ def test_code_digest_sees_code_and_not_words(tmp_path):
     words = module(tmp_path / "b.py", '"""Adds."""\n\ndef f(x):\n    """Add one."""\n    return x + 1  # one\n')
     other = module(tmp_path / "c.py", "def f(x):\n    return x + 2\n")
     assert code_digest(first) == code_digest(words) != code_digest(other)
+
+
+def test_code_digest_is_the_same_in_every_python(tmp_path):
+    text = """
+@decorator
+class A(B, c=1):
+    x: int = 1_000
+
+    async def f(self, a, /, *, b=b"x", **kw) -> T | None:
+        with open(a) as file, g():
+            yield f"{a!r:>{b}} and {kw['x']}" "joined"
+        match a:
+            case {"x": [1, *rest]}:
+                return 1j
+"""
+    assert code_digest(module(tmp_path / "a.py", text)) == "ea3a376538e45c1cfd86"

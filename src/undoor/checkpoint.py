@@ -68,6 +68,10 @@ class Checkpoint:
         if not last and time.monotonic() - self._written >= self._pause:
             self._write(state)
 
+    def forget(self) -> None:
+        """Let go of the state: the training has ended, and what became of it is kept elsewhere."""
+        self._state = None
+
     def _write(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save({"identity": self._identity, **state}, buffer)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from undoor import notebook
+from undoor._version import __version__
 from undoor.bounds import CLASSES, read_bytes, read_json, require_file, require_names
 from undoor.columns import read_columns
 from undoor.doubts import Doubt, doubts
@@ -80,8 +81,9 @@ def curve_table(rows: Sequence[tuple[int, int, int, int, float]] = ()) -> pd.Dat
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a result."""
-    packages = ("undoor", "torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "pillow")
+    # undoor may run from its sources, without being installed as a package.
+    return {"python": platform.python_version(), "undoor": __version__, **{name: version(name) for name in packages}}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,9 @@
 """The steps of one training. On a GPU a step is one launch: a CUDA graph from the images to the new weights."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,32 +67,68 @@ def augment(images: Tensor, rows: Tensor, down: Tensor, right: Tensor, flipped: 
     return images[rows[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
+def loss_and_tally(model: nn.Module, pool: Tensor, drawn: Tensor, augmented: bool, bf16: bool) -> tuple[Tensor, Tensor]:
+    """Return the loss of a batch, and the same loss and the number of right decisions as one tensor of two values.
+
+    Everything of a step up to the loss stands in this one function, so that ``torch.compile`` can fuse it.
+
+    Args:
+        model: takes float images in [0, 1].
+        pool: (N, C, H, W) uint8, the images from which the batch is gathered.
+        drawn: (5, B) int64, one step of ``draw_epoch``.
+        augmented: whether the images are shifted and flipped as drawn.
+        bf16: whether the forward pass runs under bf16 autocast.
+
+    """
+    rows, labels, down, right, flipped = drawn.unbind(0)
+    images = augment(pool, rows, down, right, flipped > 0) if augmented else pool[rows]
+    images = images.to(memory_format=torch.channels_last)
+    # Without the cache: a weight that is cast during a capture must be cast again in every replay.
+    with torch.autocast(pool.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        logits = model(images.float() / 255)
+    loss = F.cross_entropy(logits.float(), labels)
+    hits = (logits.detach().argmax(1) == labels).float().sum()
+    return loss, torch.stack([loss.detach(), hits])
+
+
+@cache
+def compiled_loss_and_tally() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return ``loss_and_tally`` compiled; every network of the same structure shares what is compiled.
+
+    Shapes are compiled as they are: a second batch size in the same process is compiled anew, instead of turning
+    the sizes of the first into symbols, whose kernels are slower.
+    """
+    return torch.compile(loss_and_tally, dynamic=False)
+
+
 class Training:
     """A network, its optimiser and its data, advanced step by step; all of it belongs to the current stream.
 
     Args:
         model: on ``device``, in training mode.
-        forward: computes the logits: the model itself, or the model compiled.
         recipe: how.
         images: (N, C, H, W) uint8: a tensor on ``device``, or an array from which each batch is copied there.
         labels: (N,) int64, on the CPU.
         device: where to compute.
         bf16: run the forward pass under bf16 autocast; weights and batch statistics stay float32.
+        compiled: run ``loss_and_tally`` compiled.
 
     """
 
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable[[Tensor], Tensor],
         recipe: Recipe,
         images: Tensor | NDArray[np.uint8],
         labels: Tensor,
         device: torch.device,
+        *,
         bf16: bool,
+        compiled: bool,
     ) -> None:
         self.model = model
-        self._forward = forward
+        self._counters = _take_counters(model)
+        self._loss_and_tally = compiled_loss_and_tally() if compiled else loss_and_tally
         self._recipe = recipe
         self._labels = labels
         self._device = device
@@ -102,10 +141,13 @@ class Training:
         self._host = None if isinstance(images, Tensor) else images
         pool = images if isinstance(images, Tensor) else torch.empty(batch, *images.shape[1:], dtype=torch.uint8)
         self._pool = pool.to(device)
+        if compiled and self._host is None:
+            # One graph serves sets of any number of images.
+            torch._dynamo.mark_dynamic(self._pool, 0)
         self._rows = torch.empty(0)
         self._draws = torch.zeros(self.steps, 5, batch, dtype=torch.int64, device=device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=device)
-        self._tally = torch.zeros(3, device=device)  # summed loss, hits, last loss
+        self._tally = torch.zeros(2, device=device)  # the sum of the losses, and the number of right decisions
 
         # A captured update reads its rate from the device; elsewhere plain numbers are exact and cheaper.
         self._rates: list[float] = []
@@ -153,10 +195,10 @@ class Training:
         else:
             self._graph.replay()
 
-    def told(self) -> tuple[float, float, float]:
-        """Return the sum of the losses, the hits and the last loss since the epoch began, waiting for the device."""
-        losses, hits, last = self._tally.tolist()
-        return losses, hits, last
+    def tally(self) -> tuple[float, float]:
+        """Return the sum of the losses and the number of right decisions of the epoch, waiting for the device."""
+        losses, hits = self._tally.tolist()
+        return losses, hits
 
     def state(self) -> dict[str, Any]:
         """Return a copy, on the device, of everything that a step changes and an epoch does not reset."""
@@ -168,19 +210,35 @@ class Training:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state, which another kind of device may have left; not after ``capture``."""
-        self.model.load_state_dict(state["model"])
+        own = self.model.state_dict()
+        # Earlier versions also kept the counters that are taken away here.
+        saved = {
+            name: value
+            for name, value in state["model"].items()
+            if name in own or not name.endswith(".num_batches_tracked")
+        }
+        if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
+            raise ValueError("the weights are of another network")
+        for name, value in own.items():
+            value.copy_(saved[name])
         # The settings stay this device's own, and loading replaces the rate by a copy.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         if self._device_rates is not None:
             self._set_rate(self._rate)
 
+    def put_back_counters(self, batches: int = 0) -> None:
+        """Give the batch norms their counters back, increased by the number of batches they have seen."""
+        for module, counter in self._counters.items():
+            module.num_batches_tracked = counter + batches
+        self._counters = {}
+
     def capture(self) -> None:
         """Record a step as a CUDA graph on the current stream, which must not be the default one."""
         self.warm_up()
         graph = torch.cuda.CUDAGraph()
         # The stream of the warm-up: its workspaces are there, and gradients accumulate on the stream they know.
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
+        with _no_garbage_collection(), torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
             self._compute()
         self._graph = graph
 
@@ -205,23 +263,44 @@ class Training:
 
     def _compute(self) -> None:
         # Reads and writes tensors of the device alone and never waits for one: all of this is captured.
-        rows, labels, down, right, flipped = self._draws.index_select(0, self._cursor)[0].unbind(0)
-        moved = self._recipe.augment
-        images = augment(self._pool, rows, down, right, flipped > 0) if moved else self._pool[rows]
-        images = images.to(memory_format=torch.channels_last)
-        # Without the cache: a weight cast during the capture must be cast again in every replay.
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False):
-            logits = self._forward(images.float() / 255)
-        loss = F.cross_entropy(logits.float(), labels)
+        drawn = self._draws.index_select(0, self._cursor)[0]
+        loss, told = self._loss_and_tally(self.model, self._pool, drawn, self._recipe.augment, self._bf16)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self._device_rates is not None:
             self._rate.copy_(self._device_rates.index_select(0, self._cursor)[0])
         self._optimizer.step()
-        loss, hits = loss.detach(), (logits.detach().argmax(1) == labels).sum()
-        self._tally.copy_(torch.stack([self._tally[0] + loss, self._tally[1] + hits, loss]))
+        self._tally += told
         self._cursor += 1
 
     def _set_rate(self, rate: float | Tensor) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python from freeing tensors of the device meanwhile, which would end a capture."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _take_counters(model: nn.Module) -> dict[nn.Module, Tensor]:
+    """Take away, and return, the counters of batches of the batch norms that do not read them.
+
+    A batch norm of fixed momentum only counts; on a GPU that is one small kernel a layer and step.
+    """
+    counters: dict[nn.Module, Tensor] = {}
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            counter = module.num_batches_tracked
+            if counter is not None:
+                counters[module] = counter
+                module.num_batches_tracked = None
+    return counters

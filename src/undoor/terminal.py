@@ -130,25 +130,26 @@ def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 def bench_board() -> Iterator[Callable[["Board", "Step | None"], None]]:
     """Yield a function that shows what of a suite is done, running and left, with an estimate.
 
-    Where there is no terminal, a plain line is printed whenever something begins.
+    Where there is no terminal, a plain line is printed whenever something begins, and of a training every 30 s.
     """
     with Live(console=err, auto_refresh=False, transient=True) as live:
         latest = 0.0
 
         def show(board: "Board", step: "Step | None") -> None:
             nonlocal latest
-            if not err.is_terminal:
-                if step is None:
-                    err.print(f"{board.running} {_left(board)}", soft_wrap=True, markup=False)
-            elif step is None or time.monotonic() - latest > 0.5:
-                latest = time.monotonic()
+            pause = 0.5 if err.is_terminal else ALIVE
+            if step is not None and time.monotonic() - latest < pause:
+                return
+            latest = time.monotonic()
+            if err.is_terminal:
                 live.update(_board_table(board, step), refresh=True)
+            else:
+                err.print(f"{board.running}{_epoch(step)} {_left(board)}", soft_wrap=True, markup=False)
 
         yield show
 
 
 def _board_table(board: "Board", step: "Step | None") -> Group:
-    told = "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
     table = Table()
     for name in ("cell", "victim", "findings", "retrained"):
         table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
@@ -166,7 +167,11 @@ def _board_table(board: "Board", step: "Step | None") -> Group:
             f"{cell.retrained}/{cell.retrainings}",
             style="" if cell.unfinished else "dim",
         )
-    return Group(table, _plain(f"{board.running}{told} {_left(board)}"))
+    return Group(table, _plain(f"{board.running}{_epoch(step)} {_left(board)}"))
+
+
+def _epoch(step: "Step | None") -> str:
+    return "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
 
 
 def _left(board: "Board") -> str:

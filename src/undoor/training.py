@@ -1,12 +1,13 @@
 """Fit a victim: the network an unsuspecting user would have trained on the set."""
 
+import os
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from undoor.memory import at_once
 from undoor.networks import Normalise, build_network, default_network
 from undoor.recipes import PRESETS, Recipe
 from undoor.steps import Training
+from undoor.turns import take_turns
 
 COMPILE_PIXELS = 4e8
 """Trained pixels (images × epochs × H × W) from which a tenth saved on each step outweighs torch.compile's own time."""
@@ -33,7 +35,7 @@ STEPS_UNWATCHED = 100
 UNASKED = 1000
 """Times its images that a step may take on a CPU before that is found out: ResNet-20 takes 120 times."""
 
-SECONDS_UNSAVED = 20.0
+SECONDS_UNSAVED = 60.0
 """Seconds of a training on a GPU between two checkpoints: an epoch there can take less time than writing it."""
 
 
@@ -71,6 +73,21 @@ class Job:
     checkpoint: Path | None = None
 
 
+class DivergedError(UndoorError):
+    """A training whose loss is no longer a number."""
+
+
+Trained = nn.Module | DivergedError
+"""How a training ends: with a network, in evaluation mode and on the CPU, or with the error that ended it alone."""
+
+
+def succeeded(trained: Trained) -> nn.Module:
+    """Return the network that a training ended with, or raise the error that it ended with."""
+    if isinstance(trained, DivergedError):
+        raise trained
+    return trained
+
+
 def train(
     dataset: Dataset,
     recipe: Recipe = PRESETS["fast"],
@@ -92,10 +109,13 @@ def train(
         device: where to compute; by default an accelerator if there is one.
         on_step: called after every step; on a GPU after every hundredth and the last of an epoch.
 
+    Raises:
+        DivergedError: if the loss is no longer a number.
+
     """
-    told = None if on_step is None else lambda _, step: on_step(step)
+    report = None if on_step is None else lambda _, step: on_step(step)
     job = Job(dataset, recipe, network, checkpoint)
-    return train_many([job], overwrite=overwrite, device=device, on_step=told)[0]
+    return succeeded(train_many([job], overwrite=overwrite, device=device, on_step=report)[0])
 
 
 def train_many(
@@ -103,9 +123,12 @@ def train_many(
     *,
     overwrite: bool = False,
     device: str | None = None,
+    capture: bool = True,
+    seconds: float | None = None,
     on_step: Callable[[int, Step], None] | None = None,
-) -> list[nn.Module]:
-    """Train several networks: all at once on a GPU, each on a stream of its own; one after another elsewhere.
+    on_end: Callable[[int, Trained], None] | None = None,
+) -> list[Trained]:
+    """Train several networks: together on a GPU, each on a stream of its own; one after another elsewhere.
 
     On a GPU the images lie in its memory, equal arrays once, as far as they take no more than half of it. A
     network given by name is captured: each of its steps is one launch of a CUDA graph. A module may do in its
@@ -115,106 +138,185 @@ def train_many(
         jobs: what to train.
         overwrite: replace the checkpoints of other trainings instead of raising an error.
         device: where to compute; by default an accelerator if there is one.
+        capture: whether steps on a GPU are captured; if not, every kernel is launched by itself, which is slower.
+        seconds: within which as many trainings as possible are to end, the first ones first. On a GPU their first
+            steps are measured, and only so many go on together as will end in time. None is stopped when the
+            seconds have passed: for that, let ``on_step`` raise an exception.
         on_step: called with the number of the job, from 0, after every step; on a GPU after every hundredth
             and the last of an epoch. If it raises, all trainings stop, and resume from their checkpoints.
+        on_end: called with the number of the job and how it ended, as soon as it has ended.
 
     Returns:
-        the networks in the order of the jobs, in evaluation mode, on the CPU.
+        how each of the jobs ended, in their order. One that diverges does not end the others.
 
     """
     for job in jobs:
         job.dataset.require_classes()
     place = torch.device(device or default_device())
-    models: list[nn.Module] = []
+    on_gpu = place.type == "cuda"
+    if on_gpu:
+        # How many streams run at once; CUDA reads it when it is first used.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    held = _held_images(jobs, place)
     with ExitStack() as stack:
-        pause = SECONDS_UNSAVED if place.type == "cuda" else 0.0
-        held = _held_images(jobs, place)
         runs = []
         for number, job in enumerate(jobs):
             images = held.get(id(job.dataset.images), job.dataset.images)
             checkpoint = None
             if job.checkpoint is not None:
+                pause = SECONDS_UNSAVED if on_gpu else 0.0
                 checkpoint = stack.enter_context(Checkpoint(job.checkpoint, overwrite=overwrite, pause=pause))
-            told = None if on_step is None else partial(on_step, number)
+            report = None if on_step is None else partial(on_step, number)
+            end = None if on_end is None else partial(on_end, number)
             title = f"training {number + 1} of {len(jobs)}: " if len(jobs) > 1 else ""
-            runs.append(_run(job, images, place, checkpoint, told, title))
-        if place.type == "cuda":
+            runs.append(stack.enter_context(_Run(job, images, place, checkpoint, report, end, title)))
+        if on_gpu:
             # Called first on the way out: no stream may still write what the checkpoints then read.
             stack.callback(torch.cuda.synchronize, place)
-            return _in_turn(runs, [_new_stream(place) for _ in runs])
-        for run in runs:
-            models += _in_turn([run], [nullcontext()])
-    return models
+            for run in runs:  # a capture waits for the whole device: all come before the first step of any
+                run.begin(capture=capture)
+            take_turns(runs, seconds=seconds, wait=partial(torch.cuda.synchronize, place))
+        else:
+            for run in runs:
+                run.begin(capture=False)
+                take_turns([run])
+        return [run.outcome for run in runs]
 
 
-_Run = Generator[None, None, nn.Module]
+class _Run:
+    """One of several trainings, which are advanced in turns.
 
+    As a context it gives the network back as it was, but for what it has learned.
+    """
 
-def _in_turn(runs: list[_Run], streams: list[AbstractContextManager[Any]]) -> list[nn.Module]:
-    """Let the runs go on in turn, each on its stream, until all have returned their network."""
-    models: dict[int, nn.Module] = {}
-    while len(models) < len(runs):
-        for number, (run, stream) in enumerate(zip(runs, streams, strict=True)):
-            if number in models:
-                continue
-            try:
-                with stream:
-                    next(run)
-            except StopIteration as end:
-                models[number] = end.value
-    return [models[number] for number in range(len(runs))]
+    def __init__(
+        self,
+        job: Job,
+        images: Tensor | NDArray[np.uint8],
+        place: torch.device,
+        checkpoint: Checkpoint | None,
+        on_step: Callable[[Step], None] | None,
+        on_end: Callable[[Trained], None] | None,
+        title: str,
+    ) -> None:
+        self._job = job
+        self._images = images
+        self._place = place
+        self._checkpoint = checkpoint
+        self._on_step = on_step
+        self._on_end = on_end
+        self._title = title
+        self._watched = STEPS_UNWATCHED if place.type == "cuda" else 1
+        self._stream: AbstractContextManager[Any] = nullcontext() if place.type == "cpu" else _new_stream(place)
+        self._training: Training | None = None
+        self._outcome: Trained | None = None
+        self._epoch = 0  # the one at work, counted from 0
+        self._step = 0  # how many of its steps are launched
 
+    def __enter__(self) -> Self:
+        return self
 
-def _run(
-    job: Job,
-    images: Tensor | NDArray[np.uint8],
-    place: torch.device,
-    checkpoint: Checkpoint | None,
-    on_step: Callable[[Step], None] | None,
-    title: str,
-) -> _Run:
-    """Train one network, yielding when it is ready to begin and whenever others may have their turn."""
-    epochs = job.recipe.epochs
-    training, captured = _training(job, images, place)
-    done = 0
-    if checkpoint is not None:
-        identity = {
-            "data": job.dataset.fingerprint(),
-            "recipe": asdict(job.recipe),
-            "network": str(training.model),
-        }
-        state = checkpoint.resume(identity, place)
-        if state is not None:
-            done = _resumed(training, state, epochs)
-    if captured:
-        training.capture()
-    # A capture waits for the whole device: all come before the first step of any.
-    yield
+    def __exit__(self, *_: object) -> None:
+        if self._training is not None:
+            self._training.put_back_counters()
 
-    steps, watched = training.steps, STEPS_UNWATCHED if place.type == "cuda" else 1
-    draws = training.draw(done) if done < epochs else None
-    for epoch in range(done, epochs):
-        assert draws is not None  # noqa: S101 - drawn above or in the epoch before
-        size = draws.shape[2]
-        training.begin(epoch, draws)
-        for step in range(1, steps + 1):
-            training.advance(step - 1)
-            if step == steps and epoch + 1 < epochs:
-                draws = training.draw(epoch + 1)  # while the device is busy
-            yield
-            if step == steps:
-                last = training.told()[2]
-                if not np.isfinite(last):
-                    problem = f"{title}the loss is {last} after epoch {epoch + 1}"
-                    raise UndoorError(f"{problem}; train with another seed or network")
-                if checkpoint is not None:
-                    checkpoint.keep({**training.state(), "epoch": epoch + 1}, last=epoch + 1 == epochs)
-            if on_step is not None and (step % watched == 0 or step == steps):
-                losses, hits, _ = training.told()
-                on_step(Step(epoch + 1, epochs, step, steps, losses / step, hits / (step * size)))
-    model = training.model
-    model.zero_grad(set_to_none=True)
-    return model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
+    @property
+    def ended(self) -> bool:
+        """Whether it is known how the training ended."""
+        return self._outcome is not None
+
+    @property
+    def outcome(self) -> Trained:
+        """How the training ended."""
+        assert self._outcome is not None  # noqa: S101 - asked for when all trainings have ended
+        return self._outcome
+
+    @property
+    def steps_left(self) -> int:
+        """How many steps are not launched yet."""
+        if self.ended:
+            return 0
+        return (self._job.recipe.epochs - self._epoch) * self._begun.steps - self._step
+
+    @property
+    def _begun(self) -> Training:
+        assert self._training is not None  # noqa: S101 - begin comes first
+        return self._training
+
+    def begin(self, *, capture: bool) -> None:
+        """Make ready for the first step, which on a GPU is captured if ``capture`` says so and it can be."""
+        with self._stream:
+            self._training = training = _training(self._job, self._images, self._place)
+            if self._checkpoint is not None:
+                identity = {
+                    "data": self._job.dataset.fingerprint(),
+                    "recipe": asdict(self._job.recipe),
+                    "network": str(training.model),
+                }
+                state = self._checkpoint.resume(identity, self._place)
+                if state is not None:
+                    self._epoch = _resumed(training, state, self._job.recipe.epochs)
+            if capture and not isinstance(self._job.network, nn.Module):
+                training.capture()
+            if self._epoch == self._job.recipe.epochs:
+                self._finish()
+            else:
+                self._draws = training.draw(self._epoch)
+
+    def turn(self) -> None:
+        """Look at the last step if it is time to, then launch the next one, without waiting for it."""
+        with self._stream:
+            training = self._begun
+            if self._step == training.steps:
+                self._end_epoch()
+                if self.ended:
+                    return
+            elif self._step and self._step % self._watched == 0:
+                self._report(*training.tally())
+            if self._step == 0:
+                training.begin(self._epoch, self._draws)
+            training.advance(self._step)
+            self._step += 1
+            if self._step == training.steps and self._epoch + 1 < self._job.recipe.epochs:
+                self._draws = training.draw(self._epoch + 1)  # while the device is busy
+
+    def _end_epoch(self) -> None:
+        losses, hits = self._begun.tally()
+        epochs = self._job.recipe.epochs
+        if not np.isfinite(losses):
+            problem = f"{self._title}the loss is {losses} after epoch {self._epoch + 1}"
+            self._end(DivergedError(f"{problem}; train with another seed or network"))
+            return
+        if self._checkpoint is not None:
+            state = {**self._begun.state(), "epoch": self._epoch + 1}
+            self._checkpoint.keep(state, last=self._epoch + 1 == epochs)
+        self._report(losses, hits)
+        self._epoch, self._step = self._epoch + 1, 0
+        if self._epoch == epochs:
+            self._finish()
+
+    def _report(self, losses: float, hits: float) -> None:
+        if self._on_step is not None:
+            step, steps = self._step, self._begun.steps
+            images = step * min(self._job.recipe.batch_size, len(self._job.dataset))
+            epochs = self._job.recipe.epochs
+            self._on_step(Step(self._epoch + 1, epochs, step, steps, losses / step, hits / images))
+
+    def _finish(self) -> None:
+        training = self._begun
+        training.put_back_counters(self._job.recipe.epochs * training.steps)
+        model = training.model
+        model.zero_grad(set_to_none=True)
+        model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        self._end(model)
+
+    def _end(self, outcome: Trained) -> None:
+        if self._on_end is not None:
+            self._on_end(outcome)
+            if self._checkpoint is not None:  # who was told has kept the network
+                self._checkpoint.forget()
+        # The memory of a captured step serves the trainings that follow.
+        self._outcome, self._training = outcome, None
 
 
 def _resumed(training: Training, state: dict[str, Any], epochs: int) -> int:
@@ -233,8 +335,8 @@ def _resumed(training: Training, state: dict[str, Any], epochs: int) -> int:
     return done
 
 
-def _training(job: Job, images: Tensor | NDArray[np.uint8], place: torch.device) -> tuple[Training, bool]:
-    """Return what is trained, not yet begun, and whether its steps can be captured."""
+def _training(job: Job, images: Tensor | NDArray[np.uint8], place: torch.device) -> Training:
+    """Return what is trained, not yet begun."""
     recipe, dataset = job.recipe, job.dataset
     model = _prepared(dataset, recipe, job.network, images)
     model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -244,9 +346,8 @@ def _training(job: Job, images: Tensor | NDArray[np.uint8], place: torch.device)
     model.train()
     # Of the whole schedule, also when it is resumed: compiled and eager steps differ in their last bits.
     pixels = dataset.images[0, 0].size * len(dataset) * recipe.epochs
-    forward = torch.compile(model) if pixels >= COMPILE_PIXELS and _can_compile(place) else model
-    training = Training(model, forward, recipe, images, torch.tensor(dataset.labels), place, bf16)
-    return training, place.type == "cuda" and not isinstance(job.network, nn.Module)
+    compiled = pixels >= COMPILE_PIXELS and _can_compile(place)
+    return Training(model, recipe, images, torch.tensor(dataset.labels), place, bf16=bf16, compiled=compiled)
 
 
 def _require_memory(model: nn.Module, dataset: Dataset, recipe: Recipe, bf16: bool) -> None:

@@ -11,7 +11,7 @@ from undoor.dataset import Dataset
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.networks import NETWORKS, default_network
 from undoor.recipes import Recipe
-from undoor.training import Job, Step, train_many
+from undoor.training import Job, Step, Trained, succeeded, train_many
 from undoor.weights import Architecture, call_factory, load_model, read_architecture, save_model
 
 LARGE = 64
@@ -57,29 +57,39 @@ def fit_victim(
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> nn.Module:
-    """Return the network that ``recipe`` trains on ``dataset``, kept in ``path``; see ``fit_victims``."""
-    told = None if on_step is None else lambda _, step: on_step(step)
-    return fit_victims([Wanted(dataset, recipe, path, network)], overwrite=overwrite, on_step=told)[0]
+    """Return the network that ``recipe`` trains on ``dataset``, kept in ``path``; see ``fit_victims``.
+
+    Raises:
+        DivergedError: if the loss is no longer a number.
+
+    """
+    report = None if on_step is None else lambda _, step: on_step(step)
+    return succeeded(fit_victims([Wanted(dataset, recipe, path, network)], overwrite=overwrite, on_step=report)[0])
 
 
 def fit_victims(
     wanted: Sequence[Wanted],
     *,
     overwrite: bool = False,
+    capture: bool = True,
+    seconds: float | None = None,
     on_step: Callable[[int, Step], None] | None = None,
-) -> list[nn.Module]:
-    """Return networks that are kept in files; those that are missing are trained, on a GPU all at once.
+) -> list[Trained]:
+    """Return networks that are kept in files; those that are missing are trained, on a GPU together.
 
-    If a file already holds this very network, trained on this very data, it is loaded. A training that was
-    interrupted goes on from the file beside it that ends in ``.checkpoint``.
+    If a file already holds this very network, trained on this very data, it is loaded. Each network is written as
+    soon as its training ends; a training that was interrupted goes on from the file beside it that ends in
+    ``.checkpoint``. In the place of a network whose training diverged stands the error that says so.
 
     Args:
-        wanted: the networks.
+        wanted: the networks, the most important first.
         overwrite: replace another file at a path, or the checkpoint of another training.
+        capture: as in ``train_many``, like the next.
+        seconds: within which as many trainings as possible are to end.
         on_step: called after every training step, with the number of the training among those that are missing.
 
     """
-    models: dict[int, nn.Module] = {}
+    models: dict[int, Trained] = {}
     jobs: dict[int, Job] = {}
     architectures = []
     for number, one in enumerate(wanted):
@@ -96,11 +106,16 @@ def fit_victims(
         name = architecture.network
         module = name if name in NETWORKS else call_factory(name)
         jobs[number] = Job(one.dataset, one.recipe, module, one.checkpoint)
-    trained = train_many(list(jobs.values()), overwrite=overwrite, on_step=on_step)
-    for number, model in zip(jobs, trained, strict=True):
-        save_model(model, architectures[number], wanted[number].path)
+    missing = list(jobs)
+
+    def keep(place: int, trained: Trained) -> None:
+        number = missing[place]
+        if isinstance(trained, nn.Module):
+            save_model(trained, architectures[number], wanted[number].path)
         wanted[number].checkpoint.unlink(missing_ok=True)
-        models[number] = model
+        models[number] = trained
+
+    train_many(list(jobs.values()), overwrite=overwrite, capture=capture, seconds=seconds, on_step=on_step, on_end=keep)
     return [models[number] for number in range(len(wanted))]
 
 

@@ -215,7 +215,7 @@ def attack_from_a_pipe(root: Path):
 
 # Results of experiments
 
-BENCH = ("bench", "quick", "--cells", "clean-s0", "--time-budget", "0.001s", "--no-retraining", "--out", "store")
+BENCH = ("bench", "quick", "--cells", "clean-s0", "--time-budget", "0.001s", "--stages", "victims", "--out", "store")
 
 
 def stored(content: str | None, stage: str = "victims"):

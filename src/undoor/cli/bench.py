@@ -18,8 +18,14 @@ def bench(
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="N,N,N: every cell is repeated with each")] = "0",
     cells: Annotated[str, typer.Option(help="a pattern, such as 'multiple-source-*': only these cells")] = "*",
-    retraining: Annotated[
-        bool, typer.Option("--retraining/--no-retraining", help="train again without what each defence flagged")
+    contenders: Annotated[
+        str, typer.Option(help="patterns with commas, such as 'ci,ss*,perfect-filter': only these defences")
+    ] = "*",
+    stages: Annotated[
+        str, typer.Option(help="those of victims, findings, retraining and examinations that are worked on")
+    ] = "victims,findings,retraining,examinations",
+    capture: Annotated[
+        bool, typer.Option("--capture/--eager", help="on a GPU: launch a step at once, or kernel by kernel")
     ] = True,
     time_budget: Annotated[
         str | None, typer.Option(help="such as 90s, 25m or 3h: stop in time; the same command goes on")
@@ -41,11 +47,25 @@ def bench(
 
     budget = seconds(time_budget)
     chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
-    chosen = make(suite, data=data, preset=preset, epochs=epochs, seeds=whole_numbers(seeds), cells=cells)
+    chosen = make(
+        suite,
+        data=data,
+        preset=preset,
+        epochs=epochs,
+        seeds=whole_numbers(seeds),
+        cells=cells,
+        contenders=contenders.split(","),
+    )
     store = Store(out)
     with terminal.bench_board() as on_change:
         board = Bench(
-            chosen, store, retraining=retraining, budget=budget, engine=chosen_engine, on_change=on_change
+            chosen,
+            store,
+            tuple(stages.split(",")),  # type: ignore[arg-type] # which it checks
+            budget,
+            capture=capture,
+            engine=chosen_engine,
+            on_change=on_change,
         ).run()
     write_report(store, suite, chosen.grid)
     terminal.print_board(board)

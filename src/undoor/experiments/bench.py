@@ -4,20 +4,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from undoor.classifier import default_device
 from undoor.engine import Engine, as_finished
+from undoor.errors import UndoorError
 from undoor.experiments.cells import Cell, Experiment
 from undoor.experiments.store import Store
 from undoor.experiments.suites import Suite
-from undoor.training import Step
+from undoor.training import DivergedError, Step
 from undoor.victims import Wanted, fit_victims
 
 Item = TypeVar("Item")
 
 TOGETHER = 16
-"""Networks that are trained at once on a GPU."""
+"""How many networks are trained at once on a GPU."""
+
+Stage = Literal["victims", "findings", "retraining", "examinations"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In this order: each stage works on all cells before the next one begins."""
 
 
 class OutOfTime(Exception):  # noqa: N818 - nothing went wrong
@@ -33,16 +38,17 @@ class Progress:
     contenders: int = 0
     retrained: int = 0
     retrainings: int = 0
+    diverged: bool = False
 
     @property
     def trainings_left(self) -> int:
         """How many networks are still to be trained, as far as is known."""
-        return (not self.victim) + self.retrainings - self.retrained
+        return 0 if self.diverged else (not self.victim) + self.retrainings - self.retrained
 
     @property
     def unfinished(self) -> bool:
-        """Whether anything is left."""
-        return self.found < self.contenders or self.trainings_left > 0
+        """Whether anything is left; nothing is where the training of the victim diverged."""
+        return not self.diverged and (self.found < self.contenders or self.trainings_left > 0)
 
 
 @dataclass
@@ -78,9 +84,12 @@ class Bench:
     Args:
         suite: what to work on.
         store: where results are kept.
-        retraining: whether networks are trained again without what was flagged.
-        budget: seconds after which the run stops at the next whole epoch; None has no end.
+        stages: those of ``STAGES`` that are worked on. Where an earlier stage is left out, what it has not made
+            before is missing in the later ones too.
+        budget: seconds after which the run stops, in whatever stage it is: a training at the next whole epoch, a
+            defence as soon as it tells how far it is. None has no end.
         together: how many networks are trained at once; on a GPU several share it.
+        capture: whether steps on a GPU are captured; see ``undoor.training.train_many``.
         engine: "local" works on one cell after another, here; the others give every cell to a process, and tell
             when it has come back. On a cluster the store lies in a folder that all nodes share.
         on_change: told whenever something begins or ends, and after every training step.
@@ -89,11 +98,17 @@ class Bench:
 
     suite: Suite
     store: Store
-    retraining: bool = True
+    stages: tuple[Stage, ...] = STAGES
     budget: float | None = None
     together: int = field(default_factory=lambda: TOGETHER if default_device() == "cuda" else 1)
+    capture: bool = True
     engine: Engine = Engine("local")  # noqa: RUF009 - frozen
     on_change: Callable[[Board, Step | None], None] = lambda *_: None
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise UndoorError(f"there is no stage {stage!r}; choose among {', '.join(STAGES)}")
 
     def run(self) -> Board:
         """Work on every cell until all is done or the time is spent; return what is done and what is left."""
@@ -110,78 +125,114 @@ class Bench:
         return board
 
     def _work_here(self) -> None:
-        for group in batched(self.suite.cells, self.together):
-            self._detect([self._experiment(cell) for cell in group])
-        for group in batched(self.suite.cells, self.together) if self.retraining else ():
-            self._retrain([self._experiment(cell) for cell in group])
+        work = {
+            "victims": self._train_victims,
+            "findings": self._find,
+            "retraining": self._retrain,
+            "examinations": self._examine,
+        }
+        for stage in STAGES:
+            if stage in self.stages:
+                for group in batched(self.suite.cells, self.together):
+                    work[stage]([self._experiment(cell) for cell in group])
 
     def _give_away(self) -> None:
-        """Give every cell to the engine: first for victim and findings, then for the retraining.
+        """Give every cell to the engine: first for victim and findings, then for the rest.
 
         When the second round begins, the victims of clean cells are there for others that want the same network.
         """
         cells, board = self.suite.cells, self._board
         store = Store(self.store.root.resolve())
         end = None if self.budget is None else time.time() + self.budget
-        for retraining in (False, True) if self.retraining else (False,):
-            work = partial(_work_on, suite=replace(self.suite, cells=()), store=store, retraining=retraining, end=end)
+        for part in (STAGES[:2], STAGES[2:]):
+            stages = tuple(stage for stage in part if stage in self.stages)
+            if not stages:
+                continue
+            work = partial(_work_on, suite=replace(self.suite, cells=()), store=store, stages=stages, end=end)
             self._begin(f"{len(cells)} cells on {self.engine.kind}")
             for number, done in as_finished(work, cells, self.engine):
-                name = cells[number].name
-                board.cells[name] = replace(done, retrainings=board.cells[name].retrainings)
+                progress = board.cells[cells[number].name]
+                progress.victim, progress.diverged = done.victim, done.diverged
+                progress.found += done.found
+                progress.retrained += done.retrained
                 self.on_change(board, None)
 
     def _progress(self, cell: Cell) -> Progress:
         contenders = self.suite.of(cell)
-        again = sum(contender.retrain for contender in contenders) if self.retraining else 0
-        return Progress(contenders=len(contenders) + len(self.suite.examinations_of(cell)), retrainings=again)
+        to_find = len(contenders) if "findings" in self.stages else 0
+        to_find += len(self.suite.examinations_of(cell)) if "examinations" in self.stages else 0
+        retrainings = sum(contender.retrain for contender in contenders) if "retraining" in self.stages else 0
+        return Progress(victim=self._experiment(cell).has_victim(), contenders=to_find, retrainings=retrainings)
 
     def _experiment(self, cell: Cell) -> Experiment:
         filters = tuple(dict.fromkeys(contender.image_filter for contender in self.suite.of(cell)))
-        return Experiment(cell, self.suite.setting, self.store, filters)
+        return Experiment(cell, self.suite.setting, self.store, filters, self._check)
 
-    def _detect(self, group: list[Experiment]) -> None:
-        """Train the victims and run every defence on what they make of their training sets."""
+    def _train_victims(self, group: list[Experiment]) -> None:
         self._begin(f"{_named(group)}: victim")
-        seconds = self._train([one.wanted_victim() for one in group if not one.has_victim()])
+        seconds = self._train([(one, one.wanted_victim()) for one in group if not one.has_victim()])
         for experiment in group:
             progress = self._board.cells[experiment.cell.name]
-            experiment.victim(seconds)
-            progress.victim = True
+            if experiment.has_diverged(experiment.wanted_victim()):
+                progress.diverged = True
+            else:
+                experiment.victim(seconds)
+                progress.victim = True
+
+    def _find(self, group: list[Experiment]) -> None:
+        """Run every defence on what the victims make of their training sets."""
+        for experiment in group:
+            if not experiment.has_victim():
+                continue
             known = experiment.known()
             for contender in self.suite.of(experiment.cell):
                 self._begin(f"{experiment.cell.name}: {contender.name}")
                 experiment.findings(contender, known)
-                progress.found += 1
+                self._board.cells[experiment.cell.name].found += 1
+
+    def _examine(self, group: list[Experiment]) -> None:
+        """Try the defences of other moments on the victims."""
+        for experiment in group:
+            if not experiment.has_victim():
+                continue
             for examination in self.suite.examinations_of(experiment.cell):
                 self._begin(f"{experiment.cell.name}: {examination.name}")
                 experiment.examined(examination)
-                progress.found += 1
+                self._board.cells[experiment.cell.name].found += 1
 
     def _retrain(self, group: list[Experiment]) -> None:
         """Train again without what each defence flagged."""
         work = []
         for experiment in group:
+            if not experiment.has_victim():
+                continue
             known = experiment.known()
             for contender in self.suite.of(experiment.cell):
-                found = experiment.findings(contender, known)
-                if contender.retrain:
+                found = experiment.kept_findings(contender, known)
+                if contender.retrain and found is not None:
                     work.append((experiment, contender, found))
         for part in batched(work, self.together):
             self._begin(", ".join(f"{one.cell.name}: without what {by.name} flagged" for one, by, _ in part))
-            wanted = [one.wanted_retraining(found) for one, _, found in part]
-            seconds = self._train([one for one in wanted if one is not None])
-            for experiment, _, found in part:
-                experiment.retraining(found, seconds)
+            wanted = [(one, one.wanted_retraining(found)) for one, _, found in part]
+            seconds = self._train([(one, network) for one, network in wanted if network is not None])
+            for (experiment, _, found), (_, network) in zip(part, wanted, strict=True):
+                if network is None or not experiment.has_diverged(network):
+                    experiment.retraining(found, seconds)
                 self._board.cells[experiment.cell.name].retrained += 1
 
-    def _train(self, wanted: list[Wanted]) -> float | None:
+    def _train(self, wanted: list[tuple[Experiment, Wanted]]) -> float | None:
         """Train what is missing, each once; return the seconds a network took, None if there was none."""
-        missing = {one.path: one for one in wanted if not one.path.exists()}
+        missing = {one.path: (experiment, one) for experiment, one in wanted if not experiment.has_network(one)}
         if not missing:
             return None
         begun = time.monotonic()
-        fit_victims(list(missing.values()), on_step=self._on_step)
+        left = None if self._deadline is None else self._deadline - begun
+        networks = fit_victims(
+            [one for _, one in missing.values()], capture=self.capture, seconds=left, on_step=self._on_step
+        )
+        for (experiment, one), network in zip(missing.values(), networks, strict=True):
+            if isinstance(network, DivergedError):
+                experiment.keep_divergence(one, network)
         self._board.seconds_a_training = seconds = (time.monotonic() - begun) / len(missing)
         return round(seconds, 1)
 
@@ -196,15 +247,15 @@ class Bench:
         if step.step == step.steps and step.epoch < step.epochs:
             self._check()
 
-    def _check(self) -> None:
+    def _check(self, *_: object) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise OutOfTime
 
 
-def _work_on(cell: Cell, suite: Suite, store: Store, retraining: bool, end: float | None) -> Progress:
+def _work_on(cell: Cell, suite: Suite, store: Store, stages: tuple[Stage, ...], end: float | None) -> Progress:
     """Work on one cell, where the engine does so, until ``end`` of the clock; return how far it is."""
     budget = None if end is None else end - time.time()
-    return Bench(replace(suite, cells=(cell,)), store, retraining, budget).run().cells[cell.name]
+    return Bench(replace(suite, cells=(cell,)), store, stages, budget).run().cells[cell.name]
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

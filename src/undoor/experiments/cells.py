@@ -36,6 +36,7 @@ from undoor.mixture import MixtureSettings
 from undoor.networks import default_network
 from undoor.readers.images import encode_png
 from undoor.recipes import Recipe
+from undoor.training import DivergedError, succeeded
 from undoor.victims import Wanted, fit_victims
 
 MIXTURES = (undoor.mixture, undoor.reduction, undoor.partitions, undoor.em)
@@ -118,6 +119,7 @@ class Experiment:
         setting: what the cell shares with others.
         store: where results are kept.
         filters: all that will be asked for, so that one pass over the images serves them all.
+        check: called whenever a long piece of work tells how far it is; by an exception it ends that work.
 
     """
 
@@ -125,6 +127,7 @@ class Experiment:
     setting: Setting
     store: Store
     filters: tuple[Filter, ...] = (Average(),)
+    check: Callable[..., None] = lambda *_: None
     _clusterings: dict[str, Clusterings] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -169,7 +172,10 @@ class Experiment:
     @cached_property
     def network(self) -> nn.Module:
         """The victim; trained if it is not in the store."""
-        return fit_victims([self.wanted_victim()])[0]
+        return self._fitted(self.wanted_victim())
+
+    def _fitted(self, wanted: Wanted) -> nn.Module:
+        return succeeded(fit_victims([wanted], on_step=self.check)[0])
 
     def wanted_victim(self) -> Wanted:
         """Return what is to be trained as the victim."""
@@ -179,6 +185,18 @@ class Experiment:
     def has_victim(self) -> bool:
         """Whether the victim is trained and measured."""
         return self.store.path("victims", self.victim_key).exists()
+
+    def has_network(self, wanted: Wanted) -> bool:
+        """Whether there is nothing to train: the network is in its file, or its training diverged."""
+        return wanted.path.exists() or self.has_diverged(wanted)
+
+    def has_diverged(self, wanted: Wanted) -> bool:
+        """Whether the training of a network was ended by a loss that was no number."""
+        return self.store.path("diverged", wanted.path.stem).exists()
+
+    def keep_divergence(self, wanted: Wanted, error: DivergedError) -> None:
+        """Keep that a training diverged, so that it is not tried again."""
+        self.store.write("diverged", wanted.path.stem, {**self._described(), "problem": str(error)})
 
     def victim(self, seconds: float | None = None) -> Result:
         """Measure the victim: clean accuracy, attack success, also at other sizes. ``seconds``: of its training."""
@@ -251,18 +269,9 @@ class Experiment:
 
     def findings(self, contender: Contender, known: Known) -> Result:
         """Run a defence and count its hits and false alarms against the truth."""
-        defense = contender.build(known)
-        settings = plain_settings(defense)
-        depends = digest(
-            {
-                "filter": str(contender.image_filter),
-                "settings": settings,
-                "code": code_digest(_module(defense), *MIXTURES, undoor.filters),
-            }
-        )
-        key = f"{self.victim_key}-{slug(contender.name)}"
-        done = self.store.read("findings", key)
-        if done is None or done["depends"] != depends:
+        done = self.kept_findings(contender, known)
+        if done is None:
+            defense = contender.build(known)
             found = self._find(defense, self.evidence(contender.image_filter)).against(known.poisoned)
             described = {
                 **self._described(),
@@ -271,11 +280,24 @@ class Experiment:
                 "retrain": contender.retrain,
                 "filter": str(contender.image_filter),
                 "victim": self.victim_key,
-                "depends": depends,
+                "depends": _depends(contender, defense),
             }
-            done = self.store.write("findings", key, {**described, **condensed(found, known.poisoned)})
+            done = self.store.write(
+                "findings", self._findings_key(contender), {**described, **condensed(found, known.poisoned)}
+            )
         known.flagged[contender.name] = done["flagged"]
         return done
+
+    def kept_findings(self, contender: Contender, known: Known) -> Result | None:
+        """Return what the store holds of a defence; None if that is nothing, or of other settings or code."""
+        done = self.store.read("findings", self._findings_key(contender))
+        if done is None or done["depends"] != _depends(contender, contender.build(known)):
+            return None
+        known.flagged[contender.name] = done["flagged"]
+        return done
+
+    def _findings_key(self, contender: Contender) -> str:
+        return f"{self.victim_key}-{slug(contender.name)}"
 
     def _find(self, defense: Callable[[Evidence], Findings], evidence: Evidence) -> Findings:
         if not isinstance(defense, ClusterImpurity):
@@ -296,7 +318,7 @@ class Experiment:
         key = f"{self.victim_key}-{slug(examination.name)}"
         done = self.store.read("examined", key)
         if done is None or done["depends"] != depends:
-            case = Case.halved(Classifier(self.network), self.setting.test, self.attack, self.cell.seed)
+            case = Case.halved(Classifier(self.network), self.setting.test, self.attack, self.cell.seed, self.check)
             described = {
                 **self._described(),
                 "examination": examination.name,
@@ -317,12 +339,12 @@ class Experiment:
         poisoned = self.training_set
         return Known(
             self.cell.seed, truth.poisoned, poisoned.labels, target, self._decisions_without,
-            lambda: Classifier(self.network), poisoned.images,
+            lambda: Classifier(self.network), poisoned.images, check=self.check,
         )  # fmt: skip
 
     def _decisions_without(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the decisions on all training images of a network that was trained on those kept."""
-        network = fit_victims([self._wanted(self.training_set.take(kept))])[0]
+        network = self._fitted(self._wanted(self.training_set.take(kept)))
         return Classifier(network).decide(self.training_set.images)
 
     def wanted_retraining(self, found: Result) -> Wanted | None:
@@ -358,7 +380,7 @@ class Experiment:
                 key,
                 {
                     **self._described(),
-                    **measure(fit_victims([wanted])[0], self.setting.test, self.attack),
+                    **measure(self._fitted(wanted), self.setting.test, self.attack),
                     "kept": len(wanted.dataset),
                     "seconds": seconds,
                 },
@@ -375,6 +397,17 @@ def slug(name: str) -> str:
 def retrained_key(found: Result) -> str:
     """Return the name in the store of the network that is trained without what was flagged."""
     return digest({"victim": found["victim"], "mask": found["mask"]})
+
+
+def _depends(contender: Contender, defense: Callable[[Evidence], Findings]) -> str:
+    """Return a hash of all that decides what a contender finds on a victim."""
+    return digest(
+        {
+            "filter": str(contender.image_filter),
+            "settings": plain_settings(defense),
+            "code": code_digest(_module(defense), *MIXTURES, undoor.filters),
+        }
+    )
 
 
 def _module(defense: Any) -> Any:

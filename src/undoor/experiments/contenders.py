@@ -19,7 +19,8 @@ from undoor.findings import Findings
 class Known:
     """What an experimenter has, and what he knows and a defender does not.
 
-    Defenders have the images and the network too; all else is for controls and oracle settings alone.
+    Defenders have the images and the network too; all else is for controls and oracle settings alone. ``check`` is
+    called by defences that take minutes: it ends them, by an exception, when the time is spent.
     """
 
     seed: int
@@ -30,6 +31,7 @@ class Known:
     network: Callable[[], Classifier]
     images: NDArray[np.uint8]
     flagged: dict[str, int] = field(default_factory=dict)
+    check: Callable[..., None] = lambda *_: None
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ class Case:
         judged: other clean images, to measure with.
         attack: what was planted; None in a clean victim.
         seed: of the cell.
+        check: called by what takes minutes whenever it tells how far it is; it ends it by an exception.
 
     """
 
@@ -62,15 +63,23 @@ class Case:
     judged: Dataset
     attack: Attack | None
     seed: int
+    check: Callable[..., None] = lambda *_: None
 
     @classmethod
-    def halved(cls, network: Classifier, test: Dataset, attack: Attack | None, seed: int) -> "Case":
+    def halved(
+        cls,
+        network: Classifier,
+        test: Dataset,
+        attack: Attack | None,
+        seed: int,
+        check: Callable[..., None] = lambda *_: None,
+    ) -> "Case":
         """Return the case in which the defender holds every second test image.
 
         The embedded digits repeat their originals in the same order, an even number of them: the halves share none.
         """
         rows = np.arange(len(test))
-        return cls(network, test.take(rows[::2]), test.take(rows[1::2]), attack, seed)
+        return cls(network, test.take(rows[::2]), test.take(rows[1::2]), attack, seed, check)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def inspect(case: Case, control: bool = False) -> dict[str, Any]:
     method = ReverseEngineering(seed=case.seed)
     if control:
         method = ReverseEngineering(search=RandomDirection(), seed=case.seed)
-    found = method(case.network, case.clean)
+    found = method(case.network, case.clean, on_pair=case.check)
     detected = found.verdict == "backdoored"
     norms = found.pairs.pivot_table(index="source", columns="target", values="norm").reindex(
         index=case.clean.class_names, columns=case.clean.class_names
@@ -122,7 +131,7 @@ def inspect(case: Case, control: bool = False) -> dict[str, Any]:
 def prune(case: Case, control: bool = False) -> dict[str, Any]:
     """Prune and fine-tune; the control prunes channels in random order."""
     pruned = FinePruning(ranking="random" if control else "dormant", seed=case.seed)(
-        case.network, _few(case.clean, PRUNING_IMAGES)
+        case.network, _few(case.clean, PRUNING_IMAGES), on_batch=case.check, on_step=case.check
     )
     only_pruned = measure(pruned.pruned, case.judged, case.attack)
     tuned = measure(pruned.tuned, case.judged, case.attack)
@@ -146,7 +155,8 @@ def prune(case: Case, control: bool = False) -> dict[str, Any]:
 
 def guard(case: Case, statistic: Kind) -> dict[str, Any]:
     """Fit ADA with one of its statistics and let it check queries."""
-    fitted = Ada(statistic=statistic, false_positive_rate=REFUSED, seed=case.seed).fit(case.network, case.clean)
+    method = Ada(statistic=statistic, false_positive_rate=REFUSED, seed=case.seed)
+    fitted = method.fit(case.network, case.clean, on_batch=case.check, on_layer=case.check)
     rates = _refusals(case, lambda images: fitted.check(images).statistic, fitted.threshold)
     return {**rates, "layers": list(fitted.layers), "settings": dict(fitted.settings)}
 

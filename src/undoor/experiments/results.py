@@ -10,10 +10,12 @@ import pandas as pd
 from undoor.bounds import JSON_BYTES, read_bytes
 from undoor.errors import UndoorError, first_line
 from undoor.experiments import published
+from undoor.experiments.condensed import MIXED
 from undoor.experiments.moments import EXPLAINED, inspections, moments
 from undoor.experiments.page import render_bench
-from undoor.experiments.store import Store, digest
+from undoor.experiments.store import Result, Store, digest
 from undoor.experiments.tables import (
+    MISSED,
     MISSING,
     WORKING,
     Results,
@@ -80,7 +82,8 @@ def _write_report(store: Store, suite_name: str, expected: Sequence[str], dpi: i
     cells = pd.concat([frame([]), *(results.cells for results in every)])
     with atomic(store.root / "cells.parquet") as temporary:
         cells.to_parquet(temporary, index=False)
-    told, drawn = _progress(every, expected), list[tuple[str, str]]()
+    diverged = [one for one in store.all("diverged").values() if one["suite"] == suite_name]
+    told, drawn = _progress(every, expected, diverged), list[tuple[str, str]]()
     parts = [f"# Results of `undoor bench {suite_name}`", LEGEND, told]
     for results in every:
         suffix = "" if len(every) == 1 else "-" + digest({"setting": results.setting})[:6]
@@ -99,7 +102,7 @@ def _write_report(store: Store, suite_name: str, expected: Sequence[str], dpi: i
     write_text(store.root / "README.md", "\n\n".join(part for part in parts if part) + "\n")
 
 
-def _progress(every: list[Results], expected: Sequence[str]) -> str:
+def _progress(every: list[Results], expected: Sequence[str], diverged: Sequence[Result]) -> str:
     done = {name for results in every for name in results.victims["cell"]}
     cells = pd.concat([frame([]), *(results.cells for results in every)])
     wanted = cells[cells["retrain"].fillna(value=False)]
@@ -112,6 +115,9 @@ def _progress(every: list[Results], expected: Sequence[str]) -> str:
     return (
         f"{told} {wanted['retrained_clean_accuracy'].notna().sum()} of the {len(wanted)} retrainings after what was "
         f"found so far are done. Each of the {len(cells)} findings (cell × defence × seed) is a row of `cells.parquet`."
+    ) + "".join(
+        f" A training of {text(one['name'])} (preset {text(one['recipe']['name'])}) diverged: {text(one['problem'])}."
+        for one in diverged
     )
 
 
@@ -136,6 +142,9 @@ def _sections(results: Results, suite: str, expected: Sequence[str]) -> Iterator
     against = published.TABLE_2 if compared else {}
     sizes = sorted({*_sizes(results, "multiple-source", expected), *against})
     yield _detection(results, "multiple-source", sizes, against)
+    yield "### What CI misses"
+    yield EXPLAINED_MISSED
+    yield _missed(results)
     yield "### Every defence in every cell"
     yield from _every_cell(results)
     yield "### Ablations: variants of CI"
@@ -270,6 +279,29 @@ def _ablations(results: Results) -> str:
                     lines.append(line if scenario == "clean" or works(attacked) else _doubtful(line))
                 used.append(variants)
     return _table(header, lines) + _rests_on(pd.concat(used or [frame([])]))
+
+
+EXPLAINED_MISSED = f"""\
+The poisoned images that CI does not flag, as counts. *Not learned*: the network does not decide them as they are
+labelled. The others lie in clusters that are not flagged, of which more than half (*poisoned*), at least
+{MIXED:.0%} (*mixed*) or fewer (*clean*) of the images are poisoned."""
+
+
+def _missed(results: Results) -> str:
+    header = ["cell", "ASR", "defence", "poisons", "missed", *MISSED.values()]
+    lines = []
+    for scenario in ("single-source", "multiple-source"):
+        for keep in (True, False):
+            victims = dict(places(results.victims, scenario, keep_originals=keep))
+            for size, found in places(results.cells, scenario, keep_originals=keep):
+                attacked = victims.get(size, found.iloc[:0])
+                for name in MARGINS:
+                    rows = found[found["defense"] == name]
+                    cell = f"{scenario} {size:.2f}" + ("" if keep else ", originals replaced")
+                    line = [cell, _success(attacked), name, *(shown(rows[column], 0) for column in ("count", "fn"))]
+                    line += [shown(rows[column], 0, len(attacked)) for column in MISSED]
+                    lines.append(line if works(attacked) else _doubtful(line))
+    return _table(header, lines) + _rests_on(results.cells[results.cells["defense"].isin(MARGINS)])
 
 
 IMPURITIES = ("highest_clean_impurity", "threshold", "lowest_poisoned_impurity")

@@ -38,15 +38,20 @@ def digest(content: Mapping[str, Any]) -> str:
 @cache
 def code_digest(*modules: ModuleType) -> str:
     """Return a hash of what modules do: of their syntax trees without comments and docstrings."""
-    trees = []
-    for module in modules:
-        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-        trees.append(ast.dump(tree))
-    return digest({"code": trees})
+    texts = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules]
+    return digest({"code": [_syntax(ast.parse(text)) for text in texts]})
+
+
+def _syntax(node: Any) -> Any:
+    """Return a syntax tree as plain values, the same in every version of Python: what is empty is left out."""
+    if isinstance(node, list):
+        return [_syntax(part) for part in node if not _is_text(part)]
+    if isinstance(node, ast.AST):
+        if isinstance(node, ast.JoinedStr):  # Python 3.12 ends a format with an empty constant
+            node.values = [part for part in node.values if not isinstance(part, ast.Constant) or part.value]
+        fields = {name: _syntax(value) for name, value in ast.iter_fields(node)}
+        return [type(node).__name__, {name: value for name, value in fields.items() if value not in (None, [])}]
+    return node if isinstance(node, str | int | float | bool | None) else repr(node)
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -125,7 +130,9 @@ class Store:
 def hardware() -> str:
     """Return what computes: the accelerator, or the processor and the number of threads."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        told = " and ".join([*["products"] * products, *["convolutions"] * convolutions])
+        return f"{torch.cuda.get_device_name()}, float32 {f'as TF32 in {told}' if told else 'without TF32'}"
     names: list[str] = []
     information = Path("/proc/cpuinfo")
     if information.exists():

@@ -18,7 +18,7 @@ from undoor.defenses.training_set.spectral_signatures import (
     authors_share,
 )
 from undoor.errors import UndoorError
-from undoor.experiments.cells import Cell, Setting
+from undoor.experiments.cells import Cell, Setting, slug
 from undoor.experiments.contenders import Contender
 from undoor.experiments.examinations import EXAMINATIONS, Examination
 from undoor.filters import Average, Filter, Median, Noise, Quantise
@@ -29,7 +29,7 @@ SINGLE_SIZES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
 MULTIPLE_SIZES = (0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
 """The sizes of Table 2."""
 
-CI = "CI"
+CI, RANDOM = "CI", "random filter"
 FILTERS: dict[str, Filter] = {
     "2×2 average, zero padding": Average(2, "zero"),
     "3×3 average": Average(3),
@@ -52,8 +52,8 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("AC, PCA", lambda known: ActivationClustering("relative-size", whiten=False, seed=known.seed)),
     Contender("AC, 2020 variant", lambda known: replace(AUTHORS_2020, seed=known.seed)),
     Contender(
-        "random filter",
-        lambda known: partial(random_filter, count=known.flagged[CI], seed=known.seed),
+        RANDOM,
+        lambda known: partial(random_filter, count=known.flagged.get(CI, 0), seed=known.seed),
         retrain=True,
     ),
     Contender(
@@ -85,7 +85,9 @@ ABLATIONS: tuple[Contender, ...] = (
 
 RE = Contender(
     "RE",
-    lambda known: PatternCleansing(known.network, known.images, ReverseEngineering(seed=known.seed)),
+    lambda known: PatternCleansing(
+        known.network, known.images, ReverseEngineering(seed=known.seed), on_pair=known.check
+    ),
     retrain=True,
 )
 """The training-set form of reverse engineering, which asks for minutes: tried where the other moments are too."""
@@ -138,6 +140,7 @@ def suite(
     epochs: int | None = None,
     seeds: Sequence[int] = (0,),
     cells: str = "*",
+    contenders: Sequence[str] = ("*",),
 ) -> Suite:
     """Return the suite ``quick`` (embedded digits) or ``paper`` (the CIFAR-10 grid of MLSP 2019).
 
@@ -148,6 +151,8 @@ def suite(
         epochs: instead of the preset's.
         seeds: every cell is repeated with each.
         cells: a pattern such as ``multiple-source-*``; only cells whose name fits are worked on.
+        contenders: patterns such as ``ci`` or ``ss*``, of names as they stand in the files of the findings; only
+            contenders whose name fits one of them compete.
 
     """
     if name == "quick":
@@ -172,7 +177,19 @@ def suite(
     chosen = tuple(cell for cell in grid if fnmatch.fnmatch(cell.name, cells))
     if not chosen:
         raise UndoorError(f"no cell is called {cells!r}; the first are {', '.join(cell.name for cell in grid[:4])}")
-    return Suite(setting, chosen, ablations=ablations, grid=tuple(cell.name for cell in grid))
+    competing, variants, slow = (_competing(contenders, of) for of in (CONTENDERS, ablations, (RE,)))
+    names = [slug(contender.name) for contender in competing + variants + slow]
+    if not names:
+        known = ", ".join(slug(contender.name) for contender in (*CONTENDERS, *ablations, RE))
+        raise UndoorError(f"no contender is called {' or '.join(contenders)}; there are {known}")
+    if slug(RANDOM) in names and slug(CI) not in names:
+        raise UndoorError(f"{slug(RANDOM)} removes as many images as {slug(CI)} flags; name {slug(CI)} too")
+    return Suite(setting, chosen, competing, variants, slow, grid=tuple(cell.name for cell in grid))
+
+
+def _competing(patterns: Sequence[str], contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+    """Return the contenders whose name, as part of a file's name, fits one of the patterns."""
+    return tuple(one for one in contenders if any(fnmatch.fnmatch(slug(one.name), pattern) for pattern in patterns))
 
 
 def _grid(seed: int) -> list[Cell]:

@@ -24,12 +24,20 @@ COLUMNS = {
     "retrained_attack_success_rate": _REAL, "seconds": _REAL,
 }  # fmt: skip
 """Of ``cells.parquet``, in this order; nullable types, so that what is missing is null."""
+MISSED = {
+    "missed_not_learned": "not learned",
+    "missed_poisoned_clusters": "in poisoned clusters",
+    "missed_mixed_clusters": "in mixed clusters",
+    "missed_clean_clusters": "in clean clusters",
+    "missed_no_cluster": "in no cluster",
+}
+"""What the poisons are that a defence does not flag: columns, and how they are called in tables."""
 EXTRAS = {
     "cell": _TEXT, "keep_originals": _FLAG, "sources": _TEXT, "target": _TEXT, "network": _TEXT, "epochs": _WHOLE,
     "setting": _TEXT, "filter": _TEXT, "threshold": _REAL, "samples": _WHOLE, "flagged": _WHOLE, "precision": _REAL,
     "classes_flagged": _TEXT, "retrain": _FLAG, "clusters": _WHOLE, "highest_clean_impurity": _REAL,
     "lowest_poisoned_impurity": _REAL, "poisons_in_poisoned_clusters": _WHOLE, "auroc_target_class": _REAL,
-    "victim": _TEXT, "torch": _TEXT, "versions": _TEXT,
+    **dict.fromkeys(MISSED, _WHOLE), "victim": _TEXT, "torch": _TEXT, "versions": _TEXT,
 }  # fmt: skip
 """Further columns of ``cells.parquet``."""
 
@@ -151,6 +159,7 @@ def _found_row(result: Result, victims: dict[str, Result], retrained: dict[str, 
         **margin(result),
         **{name: result[name] for name in ("filter", "threshold", "samples", "flagged", "oracle", "retrain")},
         "auroc_target_class": result["auroc_target_class"],
+        **{f"missed_{name}": count for name, count in result.get("missed", {}).items()},
         "defense": result["contender"],
         "classes_flagged": ", ".join(result["classes_flagged"]),
         "clean_accuracy": victim.get("clean_accuracy"),

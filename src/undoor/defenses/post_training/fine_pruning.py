@@ -32,7 +32,7 @@ from undoor.defenses.post_training.pruned import Pruned
 from undoor.errors import UndoorError
 from undoor.metrics import accuracy
 from undoor.recipes import Recipe
-from undoor.training import Job, Step, train_many
+from undoor.training import Step, train
 
 FEWEST = 3
 """Clean images of a class: one is held out, and fine-tuning needs two."""
@@ -182,10 +182,9 @@ class FinePruning:
             mask = torch.ones_like(getattr(module, name))
             mask[torch.as_tensor(pruned)] = 0
             prune.custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]
-        told = None if on_step is None else lambda _, step: on_step(step)
         with torch.random.fork_rng():  # what dropout draws
             torch.manual_seed(self.seed)
-            train_many([Job(tuning, recipe, classifier.whole())], device=str(classifier.device), on_step=told)
+            train(tuning, recipe, classifier.whole(), device=str(classifier.device), on_step=on_step)
         for module, name in parameters:
             prune.remove(module, name)  # type: ignore[no-untyped-call]
         model.to(classifier.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

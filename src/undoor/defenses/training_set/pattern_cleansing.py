@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from undoor.classifier import Classifier
 from undoor.defenses.post_training.inspection import Inspection
-from undoor.defenses.post_training.perturbations import Descent
+from undoor.defenses.post_training.perturbations import Descent, OnPair
 from undoor.defenses.post_training.reverse_engineering import ReverseEngineering
 from undoor.defenses.training_set.per_class import sample_table
 from undoor.errors import UndoorError
@@ -47,6 +47,7 @@ class PatternCleansing:
         inspection: how a backdoor is inferred; its images a class, seed and search serve the estimate too.
         labelled: images labelled t, at most, from which the pattern is estimated.
         threshold: of the score.
+        on_pair: told about how many of how many class pairs are done.
 
     """
 
@@ -55,6 +56,7 @@ class PatternCleansing:
     inspection: ReverseEngineering = field(default_factory=ReverseEngineering)
     labelled: int = 200
     threshold: float = 0.5
+    on_pair: OnPair | None = field(default=None, repr=False, compare=False, metadata={"data": True})
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -99,7 +101,7 @@ class PatternCleansing:
             label: self._drawn(evidence, label, self.inspection.images) for label in range(len(evidence.class_names))
         }
         usable = {label: self.images[rows] for label, rows in drawn.items() if len(rows)}
-        return self.inspection.inspect(self._network, usable, evidence.class_names, {})
+        return self.inspection.inspect(self._network, usable, evidence.class_names, {}, self.on_pair)
 
     def _drawn(self, evidence: Evidence, label: int, count: int) -> NDArray[np.int64]:
         """Return rows with this label and decision, drawn by their ids: the order of the samples does not matter."""
@@ -117,7 +119,9 @@ class PatternCleansing:
         )
         descent = search if isinstance(search, Descent) else Descent()
         with self._network.frozen() as forward:
-            estimate = descent(forward, images, [(s, t)], asked.share, asked.batch_size, asked.seed, leaving)
+            estimate = descent(
+                forward, images, [(s, t)], asked.share, asked.batch_size, asked.seed, leaving, on_pair=self.on_pair
+            )
         if not estimate.reached[0]:
             return found.perturbation(evidence.class_names[s], evidence.class_names[t])
         pattern: NDArray[np.float32] = estimate.patterns[0]
