@@ -26,7 +26,7 @@ def test_every_missed_poison_is_counted_once():
             "score": 0.0, "flagged": cluster == 0,
         }
     )  # fmt: skip
-    clusters = pd.DataFrame([{name: 0 for name in no_clusters()} | {"class": 1, "cluster": c} for c in range(4)])
+    clusters = pd.DataFrame([dict.fromkeys(no_clusters(), 0) | {"class": 1, "cluster": c} for c in range(4)])
     found = Findings("some method", samples, clusters, ("a", "b"), 0.5, {}, 0, {})
     assert missed(found, poisoned) == {
         "not_learned": 2,
