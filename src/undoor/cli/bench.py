@@ -17,7 +17,9 @@ def bench(
     preset: Annotated[str | None, typer.Option(help="of the trainings; by default the suite's")] = None,
     epochs: Epochs = None,
     seeds: Annotated[str, typer.Option(help="N,N,N: every cell is repeated with each")] = "0",
-    cells: Annotated[str, typer.Option(help="a pattern, such as 'multiple-source-*': only these cells")] = "*",
+    cells: Annotated[
+        str, typer.Option(help="patterns with commas, such as 'multiple-source-*': only these cells")
+    ] = "*",
     contenders: Annotated[
         str, typer.Option(help="patterns with commas, such as 'ci,ss*,perfect-filter': only these defences")
     ] = "*",

@@ -150,7 +150,8 @@ def suite(
         preset: of the trainings; by default ``paper`` for ``paper`` and ten epochs of ``fast`` for ``quick``.
         epochs: instead of the preset's.
         seeds: every cell is repeated with each.
-        cells: a pattern such as ``multiple-source-*``; only cells whose name fits are worked on.
+        cells: patterns with commas, such as ``multiple-source-*,clean-s0``; only cells whose name fits one of them are
+            worked on.
         contenders: patterns such as ``ci`` or ``ss*``, of names as they stand in the files of the findings; only
             contenders whose name fits one of them compete.
 
@@ -174,7 +175,7 @@ def suite(
     else:
         raise UndoorError(f"there is no suite {name!r}; choose quick or paper")
     grid = [cell for seed in seeds for cell in _grid(seed)]
-    chosen = tuple(cell for cell in grid if fnmatch.fnmatch(cell.name, cells))
+    chosen = tuple(cell for cell in grid if any(fnmatch.fnmatch(cell.name, pattern) for pattern in cells.split(",")))
     if not chosen:
         raise UndoorError(f"no cell is called {cells!r}; the first are {', '.join(cell.name for cell in grid[:4])}")
     competing, variants, slow = (_competing(contenders, of) for of in (CONTENDERS, ablations, (RE,)))

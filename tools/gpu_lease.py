@@ -1,0 +1,216 @@
+"""Spend a GPU that is at hand for some minutes: look first whether everything works there, then train.
+
+Both commands run from the sources, with nothing installed but what undoor needs:
+
+    PYTHONPATH=src python3 tools/gpu_lease.py smoke --data CIFAR10 --out OUT
+    PYTHONPATH=src python3 tools/gpu_lease.py train --data CIFAR10 --store results/paper --out OUT --seconds 500
+
+Everything that is worth keeping lies in OUT, in few files, however the command ends: ``smoke`` writes what it has found
+after every step; ``train`` copies networks, checkpoints and measurements every 20 seconds. At home,
+
+    for part in OUT/store-*.tar; do tar -xf $part -C results/paper; done
+
+puts them where ``undoor bench`` looks for them, and the same command of ``undoor bench`` goes on with them.
+"""
+
+import json
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NETWORKS_A_PART = 4
+"""A network and the checkpoint of its training take 1.1 and 3.3 MB: a part stays below 16 MB."""
+
+COPY_EVERY = 20.0
+"""Seconds between two copies of the store."""
+
+RESERVE = 15.0
+"""Seconds that are kept back for the last copy."""
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def smoke(
+    data: Annotated[str, typer.Option(help="CIFAR-10, a folder with its training and test split")],
+    out: Annotated[Path, typer.Option(help="the folder for what was found")],
+    seconds: Annotated[float, typer.Option(help="after which the command ends by itself")] = 160.0,
+    images: Annotated[int, typer.Option(help="images an epoch, where epochs are timed")] = 12_800,
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal")] = "cuda",
+    together: Annotated[str, typer.Option(help="numbers of trainings at once that are timed")] = "7,16,1",
+) -> None:
+    """Tell the device and its versions, run the tests for a GPU, and time epochs of several trainings at once."""
+    begun = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, object] = {}
+
+    def keep(name: str, value: object) -> None:
+        found[name] = value
+        found["seconds"] = round(time.monotonic() - begun, 1)
+        (out / "smoke.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"{found['seconds']:>6} s  {name}: {value}")
+
+    def left() -> float:
+        return max(seconds - (time.monotonic() - begun), 1.0)
+
+    from undoor.experiments.store import hardware
+    from undoor.findings import versions
+    from undoor.readers import read
+
+    keep("device", hardware())
+    keep("versions", versions())
+    train, test = read(data), read(data, split="test")
+    keep("data", {"train": train.fingerprint(), "test": test.fingerprint(), "images": [len(train), len(test)]})
+    for name, command, share in (
+        ("tests", ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"], 0.5),
+        ("eager", _timing(out / "eager.json", images, device, together, "--no-compiled"), 0.4),
+        ("compiled", _timing(out / "compiled.json", images, device, together, "--only-compiled"), 1.0),
+    ):
+        keep(name, _run(command, out / f"{name}.txt", left() * share))
+
+
+def _timing(out: Path, images: int, device: str, together: str, compiled: str) -> list[str]:
+    script = str(ROOT / "benchmarks" / "gpu_training.py")
+    options = ["--out", str(out), "--images", str(images), "--device", device, "--together", together, compiled]
+    return [script, *options, "--presets", "paper-bf16,large-batch"]
+
+
+def _run(command: list[str], output: Path, seconds: float) -> str:
+    """Run Python with these arguments, its output in a file, and return how it ended."""
+    with output.open("w", encoding="utf-8") as file:
+        try:
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"ended after {seconds:.0f} s"
+    last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return f"exit code {done.returncode}: {' '.join(last)}"
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help="CIFAR-10, a folder with its training and test split")],
+    store: Annotated[Path, typer.Option(help="the folder of results: what lies there is not made again")],
+    out: Annotated[Path, typer.Option(help="the folder for copies of what is made")],
+    preset: Annotated[str, typer.Option(help="of the trainings")] = "paper-bf16",
+    cells: Annotated[str, typer.Option(help="patterns of the cells, with commas")] = "multiple-source-0.??-s0,clean-s0",
+    stages: Annotated[str, typer.Option(help="victims, or retraining")] = "victims",
+    contenders: Annotated[str, typer.Option(help="whose findings are retrained without")] = "ci,ss,ac",
+    seconds: Annotated[float, typer.Option(help="after which the command ends by itself")] = 500.0,
+    epochs: Annotated[int | None, typer.Option(help="instead of the preset's, for a rehearsal")] = None,
+    capture: Annotated[bool, typer.Option("--capture/--eager", help="capture the steps as CUDA graphs")] = True,
+) -> None:
+    """Train victims, or train again without what was flagged, within so many seconds."""
+    begun = time.monotonic()
+    from undoor import terminal
+    from undoor.experiments.bench import Bench
+    from undoor.experiments.store import Store
+    from undoor.experiments.suites import suite
+
+    chosen = suite(
+        "paper", data=data, preset=preset, epochs=epochs, cells=cells, contenders=contenders.split(","),
+    )  # fmt: skip
+    with _copies(store, out), terminal.bench_board() as on_change:
+        budget = seconds - (time.monotonic() - begun) - RESERVE
+        board = Bench(
+            chosen, Store(store), tuple(stages.split(",")), budget, capture=capture, on_change=on_change
+        ).run()
+    for name, cell in board.cells.items():
+        typer.echo(f"{name}: victim {cell.victim}, diverged {cell.diverged}, {cell.retrained} retrained")
+    typer.echo(f"{time.monotonic() - begun:.0f} s")
+
+
+@contextmanager
+def _copies(store: Path, out: Path) -> Iterator[None]:
+    """Copy what is new in the store every ``COPY_EVERY`` seconds, and once more at the end."""
+    out.mkdir(parents=True, exist_ok=True)
+    packed = Packed(store, out)
+    ended = threading.Event()
+
+    def copy() -> None:
+        while not ended.wait(COPY_EVERY):
+            packed.copy()
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        packed.copy()
+
+
+class Packed:
+    """Copies of what is new in a store, as tar files that can be read each by itself.
+
+    A network stays in the tar file in which it was first, so that a copy that is cut short, and leaves tar files of two
+    times side by side, loses nothing.
+    """
+
+    def __init__(self, store: Path, out: Path) -> None:
+        self._store = store
+        self._out = out
+        self._old = {path: path.stat().st_mtime_ns for path in self._files()}
+        self._part: dict[str, int] = {}
+        self._written: dict[int, list[tuple[Path, int]]] = {}
+
+    def _files(self) -> list[Path]:
+        stages = ("victims", "retrained", "diverged", "cache")
+        files = [path for stage in stages for path in (self._store / stage).glob("*")]
+        kept = (".safetensors", ".checkpoint", ".json")
+        return sorted(path for path in files if path.suffix in kept and not path.name.startswith("."))
+
+    def copy(self) -> None:
+        """Write the tar files whose content has changed, each whole or not at all."""
+        parts: dict[int, list[tuple[Path, int]]] = {}
+        for path in self._files():
+            try:
+                changed = path.stat().st_mtime_ns
+            except FileNotFoundError:  # a checkpoint whose training has just ended
+                continue
+            if self._old.get(path) != changed:
+                parts.setdefault(self._part_of(path), []).append((path, changed))
+        for part, files in parts.items():
+            if self._written.get(part) != files:
+                self._write(part, [path for path, _ in files])
+                self._written[part] = files
+
+    def _part_of(self, path: Path) -> int:
+        """Return the number of the tar file; measurements, which are small, lie in the first one."""
+        if path.suffix == ".json":
+            return 0
+        if path.stem not in self._part:
+            self._part[path.stem] = 1 + len(self._part) // NETWORKS_A_PART
+        return self._part[path.stem]
+
+    def _write(self, part: int, files: list[Path]) -> None:
+        target = self._out / f"store-{part}.tar"
+        temporary = target.with_suffix(".part")
+        with tarfile.open(temporary, "w") as tar:
+            for path in files:
+                try:
+                    tar.add(path, path.relative_to(self._store).as_posix())
+                except FileNotFoundError:
+                    continue
+        temporary.replace(target)
+
+
+if __name__ == "__main__":
+    app()
