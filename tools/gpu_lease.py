@@ -77,6 +77,21 @@ def smoke(
         ("compiled", _timing(out / "compiled.json", images, device, together, "--only-compiled"), 1.0),
     ):
         keep(name, _run(command, out / f"{name}.txt", left() * share))
+        keep("seconds of trainings together", _predicted(out, len(train)))
+
+
+def _predicted(out: Path, images: int) -> list[dict[str, object]]:
+    """Return how many seconds the whole trainings on so many images would take, by the epochs that were timed."""
+    predicted = []
+    for path in (out / "eager.json", out / "compiled.json"):
+        timed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"epochs": []}
+        for row in timed["epochs"]:
+            each = row["training_seconds_each"] * images / timed["images"]
+            predicted.append(
+                {name: row[name] for name in ("preset", "compiled", "together")}
+                | {"seconds": round(each * row["together"])}
+            )
+    return predicted
 
 
 def _timing(out: Path, images: int, device: str, together: str, compiled: str) -> list[str]:
