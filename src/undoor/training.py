@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
@@ -150,6 +151,7 @@ def train_many(
         how each of the jobs ended, in their order. One that diverges does not end the others.
 
     """
+    begun = time.monotonic()
     for job in jobs:
         job.dataset.require_classes()
     place = torch.device(device or default_device())
@@ -175,7 +177,8 @@ def train_many(
             stack.callback(torch.cuda.synchronize, place)
             for run in runs:  # a capture waits for the whole device: all come before the first step of any
                 run.begin(capture=capture)
-            take_turns(runs, seconds=seconds, wait=partial(torch.cuda.synchronize, place))
+            left = None if seconds is None else seconds - (time.monotonic() - begun)
+            take_turns(runs, seconds=left, wait=partial(torch.cuda.synchronize, place))
         else:
             for run in runs:
                 run.begin(capture=False)

@@ -86,8 +86,8 @@ class Bench:
         store: where results are kept.
         stages: those of ``STAGES`` that are worked on. Where an earlier stage is left out, what it has not made
             before is missing in the later ones too.
-        budget: seconds after which the run stops, in whatever stage it is: a training at the next whole epoch, a
-            defence as soon as it tells how far it is. None has no end.
+        budget: seconds after which the run stops, in whatever stage it is, as soon as what is running tells how far
+            it is. A training goes on from its last whole epoch when it is taken up again. None has no end.
         together: how many networks are trained at once; on a GPU several share it.
         capture: whether steps on a GPU are captured; see ``undoor.training.train_many``.
         engine: "local" works on one cell after another, here; the others give every cell to a process, and tell
@@ -243,8 +243,8 @@ class Bench:
 
     def _on_step(self, _: int, step: Step) -> None:
         self.on_change(self._board, step)
-        # At the end of an epoch everything is in the checkpoints; after the last one the network itself is kept.
-        if step.step == step.steps and step.epoch < step.epochs:
+        # After the last step nothing is left but to keep the network.
+        if (step.epoch, step.step) != (step.epochs, step.steps):
             self._check()
 
     def _check(self, *_: object) -> None:
