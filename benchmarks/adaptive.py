@@ -18,18 +18,18 @@ import pandas as pd
 import undoor
 from marked import write_marked
 from undoor.attacks import Attack, OnePixel, Pixels, Trigger, poison, triggered
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset, Truth, row_ids
+from undoor.data.dataset import Dataset, Truth, row_ids
 from undoor.defenses.post_training import ReverseEngineering
 from undoor.defenses.training_set import ActivationClustering, SpectralSignatures, TrainingSetDefense
-from undoor.evidence import collect
-from undoor.experiments.tables import markdown, shown
-from undoor.files import write_text
+from undoor.evidence.collect import collect
+from undoor.experiments.report.tables import markdown, shown
 from undoor.filters import Average, Filter, Gaussian, Median, Quantise
-from undoor.findings import versions
-from undoor.metrics import accuracy, attack_success_rate
-from undoor.recipes import recipe
-from undoor.victims import fit_victim
+from undoor.findings.findings import versions
+from undoor.findings.metrics import accuracy, attack_success_rate
+from undoor.networks.classifier import Classifier
+from undoor.networks.recipes import recipe
+from undoor.networks.victims import fit_victim
+from undoor.storage.atomic import write_text
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "adaptive"

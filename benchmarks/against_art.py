@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from undoor.dataset import row_ids
+from undoor.data.dataset import row_ids
 from undoor.defenses.training_set import ActivationClustering, SpectralSignatures
 from undoor.defenses.training_set.spectral_signatures import authors_share
 from undoor.evidence import Evidence, Outputs
-from undoor.metrics import detection
+from undoor.findings.metrics import detection
 
 ROOT = Path(__file__).parents[1]
 ART = "adversarial-robustness-toolbox==1.20.1"

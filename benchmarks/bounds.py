@@ -3,9 +3,14 @@
 from pathlib import Path
 
 from marked import write_marked
-from undoor import bounds, columns, memory, onnx_network, pages, pickles, thrift
-from undoor.experiments.tables import markdown
-from undoor.readers import cifar, folder, images
+from undoor.data.readers import cifar, folder, images
+from undoor.experiments.report.tables import markdown
+from undoor.networks import onnx as onnx_network
+from undoor.safe import limits as bounds
+from undoor.safe import parquet as columns
+from undoor.safe import parquet_footer as pages
+from undoor.safe import pickles, thrift
+from undoor.storage import mapped as memory
 
 PAGE = Path(__file__).parents[1] / "SECURITY.md"
 MARKS = ("<!-- bounds: written by `benchmarks/bounds.py` -->", "<!-- end of bounds -->")

@@ -19,16 +19,17 @@ import pyarrow.parquet as pq
 import typer
 
 from marked import write_marked
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset, row_ids
+from undoor.data.dataset import Dataset, row_ids
+from undoor.data.readers import read as read_data
 from undoor.engine import Engine, as_finished, one_thread
-from undoor.evidence import Outputs, collect
+from undoor.evidence import Outputs
+from undoor.evidence.collect import collect
 from undoor.experiments.store import Store, hardware
 from undoor.filters import Average
-from undoor.findings import versions
-from undoor.mixture import MixtureSettings, cluster
-from undoor.networks import build_network
-from undoor.readers import read as read_data
+from undoor.findings.findings import versions
+from undoor.mixtures.sweep import MixtureSettings, cluster
+from undoor.networks.architectures import build_network
+from undoor.networks.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = ROOT / "results" / "cluster" / "cpu.json", ROOT / "results" / "gpu" / "pass.json"

@@ -12,14 +12,14 @@ from PIL import Image
 
 from marked import write_marked
 from undoor.attacks import poison
+from undoor.data.readers import read
 from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET, Demo, demo
 from undoor.experiments.measure import measure
 from undoor.filters import Average
-from undoor.findings import versions
-from undoor.metrics import detection
-from undoor.readers import read
-from undoor.recipes import recipe
-from undoor.training import train
+from undoor.findings.findings import versions
+from undoor.findings.metrics import detection
+from undoor.networks.recipes import recipe
+from undoor.networks.training import train
 
 ROOT = Path(__file__).parents[1]
 SEEDS = range(5)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import typer
 
-from undoor import evidence
-from undoor.classifier import BATCH_SIZE, Classifier
-from undoor.dataset import Dataset, row_ids
-from undoor.evidence import collect
+from undoor.data.dataset import Dataset, row_ids
+from undoor.evidence import collect as evidence
+from undoor.evidence.collect import collect
 from undoor.filters import Average
-from undoor.networks import build_network
+from undoor.networks.architectures import build_network
+from undoor.networks.classifier import BATCH_SIZE, Classifier
 
 
 def made_up(n: int, channels: int, size: int) -> Dataset:

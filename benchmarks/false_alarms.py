@@ -18,13 +18,13 @@ import numpy as np
 from scipy.stats import binomtest
 
 from marked import write_marked
-from undoor.experiments.bench import Bench, Board
 from undoor.experiments.cells import slug
+from undoor.experiments.report.tables import markdown
+from undoor.experiments.runner import Bench, Board
 from undoor.experiments.store import Store
 from undoor.experiments.suites import CI, CONTENDERS, Suite, suite
-from undoor.experiments.tables import markdown
-from undoor.files import write_text
-from undoor.training import Step
+from undoor.networks.training import Step
+from undoor.storage.atomic import write_text
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "false-alarms"

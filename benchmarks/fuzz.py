@@ -53,7 +53,7 @@ class Target:
 
 def network() -> object:
     """Return the network that checkpoints and guards belong to."""
-    from undoor.networks import build_network
+    from undoor.networks.architectures import build_network
 
     return build_network("small-cnn", (1, 12, 12), 3)
 
@@ -62,7 +62,7 @@ def images() -> object:
     """Return four small images of two classes."""
     import numpy as np
 
-    from undoor.dataset import Dataset, row_ids
+    from undoor.data.dataset import Dataset, row_ids
 
     pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 12, 12), dtype=np.uint8)
     return Dataset(pixels, np.array([0, 0, 1, 1]), ("a", "b"), row_ids(4))
@@ -72,7 +72,7 @@ def reads(name: str) -> Callable[[bytes, Path], object]:
     """Return what reads a data set from a file of this name."""
 
     def use(content: bytes, folder: Path) -> None:
-        from undoor.readers import read
+        from undoor.data.readers import read
 
         (folder / name).write_bytes(content)
         read(folder / name, skip_broken=True)
@@ -81,8 +81,8 @@ def reads(name: str) -> Callable[[bytes, Path], object]:
 
 
 def decode(content: bytes, _: Path) -> None:
-    from undoor.readers.images import decode_dataset
-    from undoor.readers.options import ReadOptions
+    from undoor.data.readers.images import decode_dataset
+    from undoor.data.readers.options import ReadOptions
 
     decode_dataset(lambda _: content, [0], ["a"], ["0"], ReadOptions())
 
@@ -111,9 +111,9 @@ def tables(folder: Path) -> list[bytes]:
     import numpy as np
     import pandas as pd
 
-    from undoor.dataset import Truth
-    from undoor.readers.images import encode_png
-    from undoor.readers.parquet import write_parquet
+    from undoor.data.dataset import Truth
+    from undoor.data.readers.parquet import write_parquet
+    from undoor.safe.images import encode_png
 
     data = images()
     write_parquet(data, folder / "plain.parquet")
@@ -151,8 +151,8 @@ def load(name: str, network: str | None = None) -> Callable[[bytes, Path], objec
     def use(content: bytes, folder: Path) -> None:
         import torch
 
-        from undoor.classifier import Classifier
-        from undoor.weights import load_model
+        from undoor.networks.classifier import Classifier
+        from undoor.networks.weights import load_model
 
         (folder / name).write_bytes(content)
         model, _ = load_model(folder / name, network)
@@ -164,7 +164,7 @@ def load(name: str, network: str | None = None) -> Callable[[bytes, Path], objec
 def weights(folder: Path) -> list[bytes]:
     from safetensors.torch import save
 
-    from undoor.weights import Architecture, save_model
+    from undoor.networks.weights import Architecture, save_model
 
     architecture = Architecture("small-cnn", (1, 12, 12), ("a", "b", "c"), {"name": "fast"})
     save_model(network(), architecture, folder / "m.safetensors")
@@ -228,7 +228,8 @@ def findings(folder: Path) -> None:
     """Write findings of four images."""
     import pandas as pd
 
-    from undoor.findings import CLUSTER_COLUMNS, SAMPLE_COLUMNS, Findings, curve_table
+    from undoor.findings.findings import Findings
+    from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS, curve_table
 
     rows = [(str(k), k // 2, k // 2, 0, k / 4, k == 3) for k in range(4)]
     clusters = [(k, "ab"[k], 0, 1, 2, 2, 0.5, 0.7, [1, 1], bool(k)) for k in range(2)]
@@ -242,7 +243,7 @@ def found(name: str) -> Target:
     """Return the target whose input is one file of findings, while the others are whole."""
 
     def use(content: bytes, folder: Path) -> None:
-        from undoor.findings import read_findings, read_ids
+        from undoor.findings.reading import read_findings, read_ids
 
         if not (folder / "curves.parquet").exists():
             findings(folder)
@@ -262,7 +263,7 @@ def guarded() -> object:
     import torch
     from torch import nn
 
-    from undoor.classifier import Classifier
+    from undoor.networks.classifier import Classifier
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -282,7 +283,7 @@ def guard(content: bytes, folder: Path) -> None:
 def guards(folder: Path) -> list[bytes]:
     import numpy as np
 
-    from undoor.dataset import Dataset, row_ids
+    from undoor.data.dataset import Dataset, row_ids
     from undoor.defenses.test_time import Ada
 
     classifier = guarded()

@@ -19,11 +19,11 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 import typer
 from torch.utils.flop_counter import FlopCounterMode
 
-from undoor import training
-from undoor.dataset import Dataset, row_ids
-from undoor.networks import build_network
-from undoor.recipes import PRESETS, Recipe
-from undoor.training import Job, Step, train_many
+from undoor.data.dataset import Dataset, row_ids
+from undoor.networks import training
+from undoor.networks.architectures import build_network
+from undoor.networks.recipes import PRESETS, Recipe
+from undoor.networks.training import Job, Step, train_many
 
 BYTES_AN_IMAGE = {"float32": 12.7e6, "bf16": 6.9e6}
 """What a training step of ResNet-20 reads and writes for an image, by the compiler's own count of its fused kernels."""

@@ -27,19 +27,19 @@ import pandas as pd
 import torch._dynamo  # noqa: F401 - it is imported for the first optimiser, and takes seconds
 
 import undoor.cli
+import undoor.cli.terminal
+import undoor.data.readers.parquet
 import undoor.defenses.training_set
-import undoor.experiments.bench
-import undoor.experiments.figures
-import undoor.experiments.results
+import undoor.experiments.report.figures
+import undoor.experiments.report.readme
+import undoor.experiments.runner
 import undoor.experiments.suites
-import undoor.readers.parquet
 import undoor.report
 import undoor.scanning
-import undoor.terminal
-from undoor.dataset import Dataset
-from undoor.findings import versions
-from undoor.readers import read
-from undoor.readers.parquet import write_parquet
+from undoor.data.dataset import Dataset
+from undoor.data.readers import read
+from undoor.data.readers.parquet import write_parquet
+from undoor.findings.findings import versions
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "killed"

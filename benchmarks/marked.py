@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from undoor.files import write_text
+from undoor.storage.atomic import write_text
 
 Marks = tuple[str, str]
 """What stands before the part and what behind it, each on a line of its own."""

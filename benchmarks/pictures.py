@@ -13,18 +13,19 @@ from matplotlib.figure import Figure
 
 from marked import write_marked
 from undoor.attacks import Attack, poison
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
+from undoor.data.readers import read
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.defenses.training_set.per_class import principal_axes
-from undoor.evidence import Evidence, collect
+from undoor.evidence import Evidence
+from undoor.evidence.collect import collect
 from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET
-from undoor.experiments.figures import BLUE, GREEN, GREY, ORANGE, PARAMETERS, PURPLE, RED, SKY, WIDTH
+from undoor.experiments.report.figures import BLUE, GREEN, GREY, ORANGE, PARAMETERS, PURPLE, RED, SKY, WIDTH
 from undoor.filters import Average
-from undoor.findings import Findings, versions
-from undoor.readers import read
-from undoor.recipes import recipe
-from undoor.training import train
+from undoor.findings.findings import Findings, versions
+from undoor.networks.classifier import Classifier
+from undoor.networks.recipes import recipe
+from undoor.networks.training import train
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "cluster-impurity.md"

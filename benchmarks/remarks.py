@@ -22,18 +22,18 @@ import undoor
 from undoor.attacks import Attack, OnePixel, linf, poison, psnr, triggered, variations
 from undoor.attacks.optimised import contrast, cross_entropy, displacement
 from undoor.attacks.variations import as_pixels
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset
-from undoor.evidence import collect
+from undoor.data.dataset import Dataset
+from undoor.evidence.collect import collect
 from undoor.experiments.measure import measure
-from undoor.experiments.tables import markdown, shown
-from undoor.files import write_text
+from undoor.experiments.report.tables import markdown, shown
 from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
-from undoor.findings import Findings, versions
-from undoor.metrics import attack_success_rate
-from undoor.recipes import Recipe, recipe
-from undoor.victims import fit_victim
-from undoor.weights import load_model
+from undoor.findings.findings import Findings, versions
+from undoor.findings.metrics import attack_success_rate
+from undoor.networks.classifier import Classifier
+from undoor.networks.recipes import Recipe, recipe
+from undoor.networks.victims import fit_victim
+from undoor.networks.weights import load_model
+from undoor.storage.atomic import write_text
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "remarks"

@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from undoor.attacks import Attack, poison
-from undoor.classifier import Classifier
+from undoor.data.readers import read
 from undoor.engine import one_thread
-from undoor.evidence import collect
-from undoor.findings import versions
-from undoor.mixture import MixtureSettings, bic, cluster
-from undoor.readers import read
-from undoor.recipes import recipe
-from undoor.training import train
+from undoor.evidence.collect import collect
+from undoor.findings.findings import versions
+from undoor.mixtures.sweep import MixtureSettings, bic, cluster
+from undoor.networks.classifier import Classifier
+from undoor.networks.recipes import recipe
+from undoor.networks.training import train
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "smallest-cluster"
@@ -231,7 +231,7 @@ def page(content: dict) -> str:
         "# The smallest poisoned cluster that is found\n\n"
         f"`python benchmarks/smallest_cluster.py` wrote this page. A cluster is planted in a class of {CLEAN} clean "
         "images (about 480 of the digits) and the mixture is fitted to t features: *before*, as they are; *after*, "
-        "reduced by `undoor.reduction`. Each cell is recall / precision of the clusters that are "
+        "reduced by `undoor.mixtures.reduction`. Each cell is recall / precision of the clusters that are "
         f"poisoned for the most part, median over the seeds {content['seeds']} (before: the first). *Found* is a "
         "recall of at least 0.9 with every seed, and at every larger size; a dash was not run.\n\n"
         f"Gaussian: {GROUPS} groups of unit covariance, {APART:g} from their centre in random directions; the poisoned "

@@ -24,13 +24,13 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from undoor.classifier import BATCH_SIZE, Classifier
+from undoor.data.readers import read
 from undoor.engine import map_items
-from undoor.evidence import collect
-from undoor.findings import versions
-from undoor.mixture import MixtureSettings, bic, cluster
-from undoor.readers import read
-from undoor.weights import load_model
+from undoor.evidence.collect import collect
+from undoor.findings.findings import versions
+from undoor.mixtures.sweep import MixtureSettings, bic, cluster
+from undoor.networks.classifier import BATCH_SIZE, Classifier
+from undoor.networks.weights import load_model
 
 HERE = Path(__file__).parent
 GROWTH = {"classes of": 1000, "dimensions": 512}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from undoor.dataset import Dataset, row_ids
+from undoor.data.dataset import Dataset, row_ids
 from undoor.evidence import Evidence, Outputs
 from undoor.experiments.demo import demo
-from undoor.mixture import MixtureSettings
-from undoor.recipes import PRESETS
-from undoor.training import train
+from undoor.mixtures.sweep import MixtureSettings
+from undoor.networks.recipes import PRESETS
+from undoor.networks.training import train
 
 QUICKLY: dict = {"mixture": MixtureSettings(restarts=1), "workers": 1}
 """For Cluster Impurity: enough for clusters that lie as far apart as the planted ones."""

@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from conftest import one_hot, plant
-from undoor.dataset import row_ids
+from undoor.data.dataset import row_ids
 from undoor.defenses.training_set import ActivationClustering
 from undoor.defenses.training_set.activation_clustering import (
     AUTHORS_2020,

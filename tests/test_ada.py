@@ -14,21 +14,22 @@ from sklearn.mixture import GaussianMixture
 from conftest import make_dataset
 from test_cli import run  # noqa: F401 - a fixture
 from test_readers import write_folder
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset, row_ids
+from undoor.data.dataset import Dataset, row_ids
+from undoor.data.readers.images import decode_files
 from undoor.defenses.test_time import Ada, Guard, classifier_layer, max_softmax
 from undoor.defenses.test_time.ada import conformal_quantile
 from undoor.defenses.test_time.guard import density_statistic, kl_statistic, layer_outputs
 from undoor.defenses.test_time.null import Null, fit_null
-from undoor.em import Mixtures
 from undoor.errors import UndoorError
-from undoor.layers import deep_layers, pooled, watched_inputs
-from undoor.metrics import accuracy
-from undoor.mixture import MixtureSettings, fit_mixtures
-from undoor.networks import build_network
-from undoor.readers.images import decode_files, encode_png
-from undoor.recipes import PRESETS
-from undoor.victims import fit_victim
+from undoor.findings.metrics import accuracy
+from undoor.mixtures.em import Mixtures
+from undoor.mixtures.sweep import MixtureSettings, fit_mixtures
+from undoor.networks.architectures import build_network
+from undoor.networks.classifier import Classifier
+from undoor.networks.layers import deep_layers, pooled, watched_inputs
+from undoor.networks.recipes import PRESETS
+from undoor.networks.victims import fit_victim
+from undoor.safe.images import encode_png
 
 T, K = 6, 3
 CENTRES = np.array([[150, 80, 80], [80, 150, 80], [80, 80, 150]])

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 
 import undoor
-import undoor.findings as findings_module
+import undoor.findings.findings as findings_module
 from conftest import QUICKLY, make_dataset
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import perfect_filter, random_filter
 from undoor.errors import UndoorError
 from undoor.experiments import cells as cells_module
 from undoor.experiments import suites
-from undoor.experiments.bench import STAGES, Bench
 from undoor.experiments.cells import Cell, Experiment, Setting, retrained_key, slug
 from undoor.experiments.contenders import Contender, Known, plain_settings
-from undoor.experiments.results import write_report
+from undoor.experiments.report.readme import write_report
+from undoor.experiments.runner import STAGES, Bench
 from undoor.experiments.store import Store, unpack
 from undoor.experiments.suites import CI, CONTENDERS, EXRE, Suite, suite
 from undoor.filters import Average, Median
-from undoor.recipes import PRESETS
+from undoor.networks.recipes import PRESETS
 
 CELLS = (Cell("multiple-source", 0.4, ablations=True), Cell("clean"))
 TRIED = (
@@ -86,7 +86,7 @@ def test_what_is_measured_of_a_victim(finished):
 
 def test_the_perfect_filter_needs_no_training_beside_the_clean_victim(finished, monkeypatch):
     store, _ = finished
-    monkeypatch.setattr("undoor.victims.train_many", only_load)
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect filter" and f["attack"])
     store.path("retrained", retrained_key(perfect)).unlink()
     assert Bench(make_suite(), store).run().finished
@@ -99,7 +99,7 @@ def test_the_perfect_filter_needs_no_training_beside_the_clean_victim(finished, 
 def test_nothing_is_computed_twice(finished, monkeypatch):
     store, _ = finished
     before = results(store)
-    monkeypatch.setattr("undoor.victims.train_many", only_load)
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     monkeypatch.setattr(cells_module, "collect", None)
     assert Bench(make_suite(), store).run().finished
     assert results(store) == before
@@ -107,7 +107,7 @@ def test_nothing_is_computed_twice(finished, monkeypatch):
 
 def test_changing_a_defence_keeps_the_victim(finished, monkeypatch):
     store, _ = finished
-    monkeypatch.setattr("undoor.victims.train_many", only_load)
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     changed = Contender(CI, lambda known: ClusterImpurity(threshold=0.01, seed=known.seed, workers=1))
     before = results(store)
     assert Bench(make_suite(contenders=(changed,)), store).run().finished
@@ -175,7 +175,7 @@ def test_stages_one_by_one_make_what_all_at_once_make(finished, tmp_path):
 
 
 def test_a_stage_alone_makes_nothing_of_an_earlier_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("undoor.victims.train_many", only_load)
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     board = Bench(make_suite(), Store(tmp_path), ("findings", "retraining", "examinations")).run()
     assert not board.finished
     assert results(Store(tmp_path)) == {"victims": {}, "findings": {}, "retrained": {}}
@@ -202,7 +202,7 @@ def test_a_training_that_diverges_is_kept_and_ends_nothing_else(tmp_path, monkey
     (kept,) = store.all("diverged").values()
     assert kept["name"] == "clean-s0"
     assert kept["problem"].startswith("training 2 of 2: the loss is nan after epoch")
-    monkeypatch.setattr("undoor.victims.train_many", only_load)
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     assert Bench(suite, store).run().finished  # and it is not tried again
     write_report(store, "small", dpi=20)
     assert "A training of clean-s0 (preset fast) diverged: training 2 of 2: the loss is nan" in (
@@ -229,7 +229,7 @@ def test_the_budget_ends_a_defence_that_takes_minutes(tmp_path, monkeypatch):
     slow = Contender("slow", lambda known: Slow(known.check, clock))
     suite = make_suite(cells=CELLS[1:], contenders=(*TRIED[:1], slow))
     Bench(suite, Store(tmp_path), ("victims",)).run()
-    monkeypatch.setattr("undoor.experiments.bench.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("undoor.experiments.runner.time.monotonic", lambda: clock[0])
     board = Bench(suite, Store(tmp_path), ("findings",), budget=30.0).run()
     assert clock[0] == 31
     assert not board.finished

@@ -6,10 +6,17 @@ from torch import nn
 
 import undoor
 from conftest import Linear, make_dataset
-from undoor.classifier import Classifier
 from undoor.errors import UndoorError
-from undoor.networks import ResNet20, SmallCNN, build_network, default_network
-from undoor.weights import Architecture, call_factory, load_model, read_architecture, require_same_classes, save_model
+from undoor.networks.architectures import ResNet20, SmallCNN, build_network, default_network
+from undoor.networks.classifier import Classifier
+from undoor.networks.weights import (
+    Architecture,
+    call_factory,
+    load_model,
+    read_architecture,
+    require_same_classes,
+    save_model,
+)
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -107,7 +114,7 @@ def test_batches_reach_the_device_whole_and_in_order(device):
 
 
 def test_large_images_come_fewer_at_once(monkeypatch):
-    monkeypatch.setattr("undoor.memory.AT_ONCE", 1000)
+    monkeypatch.setattr("undoor.storage.mapped.AT_ONCE", 1000)
     classifier, images = Classifier(Linear()), np.zeros((20, 1, 12, 12), np.uint8)
     assert [len(batch) for batch in classifier.batches(images, 8)] == [6, 6, 6, 2]
     assert [len(batch) for batch in classifier.batches(images, 4)] == [4] * 5

@@ -22,10 +22,10 @@ from conftest import Linear, make_dataset
 from test_readers import write_folder
 from undoor import cli
 from undoor.attacks import write_attack
+from undoor.data.readers.parquet import write_parquet
 from undoor.errors import UndoorNotice
-from undoor.readers.parquet import write_parquet
-from undoor.recipes import PRESETS
-from undoor.victims import fit_victim
+from undoor.networks.recipes import PRESETS
+from undoor.networks.victims import fit_victim
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import pytest
 from scipy.stats import binomtest, entropy
 
 from conftest import QUICKLY, one_hot, plant
-from undoor.dataset import row_ids
+from undoor.data.dataset import row_ids
+from undoor.data.readers.cifar import CIFAR10
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.defenses.training_set.cluster_impurity import THRESHOLDS, certain_share, confident_changes, impurity
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
-from undoor.mixture import MixtureSettings
-from undoor.readers.cifar import CIFAR10
+from undoor.mixtures.sweep import MixtureSettings
 
 
 @pytest.mark.parametrize("kept", [1, 3, 50, 99, 100])

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from undoor.experiments.condensed import missed
-from undoor.findings import Findings, no_clusters
+from undoor.findings.findings import Findings
+from undoor.findings.tables import no_clusters
 
 
 def test_every_missed_poison_is_counted_once():

@@ -6,11 +6,11 @@ from rich.console import Console
 
 import undoor
 from conftest import make_dataset, permuted
-from undoor import terminal
+from undoor.cli import terminal
 from undoor.defenses.training_set import SpectralSignatures, perfect_filter, random_filter
 from undoor.errors import UndoorError
 from undoor.filters import Average
-from undoor.findings import CLUSTER_COLUMNS, SAMPLE_COLUMNS
+from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS
 from undoor.report import render_report
 
 

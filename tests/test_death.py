@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from conftest import QUICKLY, Linear, make_dataset, plant
-from undoor.checkpoint import Checkpoint
+from undoor.data.readers import read
+from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.errors import UndoorError
 from undoor.evidence import Outputs
+from undoor.evidence.shards import keep, kept, kept_until_done
 from undoor.experiments.store import Store
-from undoor.files import atomic_folder, staged, write_text
-from undoor.findings import read_findings, read_ids
-from undoor.lock import claimed
-from undoor.readers import read
-from undoor.readers.parquet import write_parquet
-from undoor.recipes import PRESETS
-from undoor.shards import keep, kept, kept_until_done
-from undoor.victims import fit_victim
-from undoor.weights import Architecture, load_model, save_model
+from undoor.findings.reading import read_findings, read_ids
+from undoor.networks.checkpoint import Checkpoint
+from undoor.networks.recipes import PRESETS
+from undoor.networks.victims import fit_victim
+from undoor.networks.weights import Architecture, load_model, save_model
+from undoor.storage.atomic import atomic_folder, staged, write_text
+from undoor.storage.lock import claimed
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 

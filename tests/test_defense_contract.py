@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from conftest import QUICKLY, one_hot, permuted, plant
-from undoor.dataset import row_ids
+from undoor.data.dataset import row_ids
 from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
 from undoor.evidence import Evidence, Outputs
-from undoor.findings import CLUSTER_COLUMNS, SAMPLE_COLUMNS
+from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS
 
 # These leave a clean set alone and flag nothing but the poisoned class.
 STRICT = {

@@ -11,8 +11,8 @@ from undoor.defenses.training_set import ClusterImpurity, SpectralSignatures
 from undoor.errors import UndoorNotice
 from undoor.evidence import Evidence, Outputs
 from undoor.filters import Average
+from undoor.findings.maps import viewed
 from undoor.report import render_report
-from undoor.viewing import viewed
 
 CI = ClusterImpurity(**QUICKLY)
 

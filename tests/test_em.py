@@ -6,7 +6,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from undoor.em import BLOCK, Mixtures, from_labels, posterior, race, step
+from undoor.mixtures.em import BLOCK, Mixtures, from_labels, posterior, race, step
 
 RIDGE = 1e-3
 
@@ -111,7 +111,7 @@ def test_a_start_that_cannot_reach_the_floor_is_given_up(monkeypatch):
     rows, _ = overlapping()
     x, present, begin, of, ridge = starts(rows, [0, 1])
     taken = []
-    monkeypatch.setattr("undoor.em.step", lambda *given: taken.append(len(given[2].weights)) or step(*given))
+    monkeypatch.setattr("undoor.mixtures.em.step", lambda *given: taken.append(len(given[2].weights)) or step(*given))
     race(x, present, begin, of, ridge, torch.tensor([1e9], dtype=torch.float64), 200)
     # After the first step nothing is known of the gain, after the second enough.
     assert taken == [2, 2]

@@ -12,16 +12,16 @@ import pytest
 
 from conftest import QUICKLY, plant
 from test_bench import TRIED, make_suite, results
-from undoor.classifier import Classifier
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import random_filter
 from undoor.engine import Engine, as_finished, map_items, one_thread
 from undoor.errors import UndoorError
-from undoor.evidence import collect
-from undoor.experiments.bench import Bench
+from undoor.evidence.collect import collect
 from undoor.experiments.contenders import Contender
+from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
 from undoor.filters import Average
+from undoor.networks.classifier import Classifier
 
 # When Ray starts its processes on a busy machine it may give one up and start another.
 pytestmark = pytest.mark.filterwarnings(r"ignore:[\s\S]*Popen.__del__:pytest.PytestUnraisableExceptionWarning")
@@ -146,7 +146,7 @@ def test_the_findings_of_a_cluster_are_those_of_one_process(engine):
 
 
 def test_the_pass_gives_the_same_bits_everywhere(engine, network, dataset, monkeypatch):
-    monkeypatch.setattr("undoor.evidence.SHARD", 16)
+    monkeypatch.setattr("undoor.evidence.evidence.SHARD", 16)
     classifier, h = Classifier(network, mean=[0.3], std=[0.2]), str(Average())
     one, other = (collect(classifier, dataset, batch_size=8, engine=e) for e in (Engine("local"), engine))
     for mine, theirs in ((one.plain, other.plain), (one.filtered[h], other.filtered[h])):

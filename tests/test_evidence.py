@@ -6,11 +6,12 @@ import torch
 
 import undoor
 from conftest import Linear, make_dataset
-from undoor.classifier import Classifier
-from undoor.dataset import Truth
+from undoor.data.dataset import Truth
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.evidence import Outputs, collect
+from undoor.evidence import Outputs
+from undoor.evidence.collect import collect
 from undoor.filters import Average, Median
+from undoor.networks.classifier import Classifier
 from undoor.scanning import scan
 
 

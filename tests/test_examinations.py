@@ -9,13 +9,13 @@ from conftest import make_dataset
 from test_bench import CELLS, make_suite
 from undoor.attacks import Attack, OnePixel, triggered
 from undoor.experiments import examinations
-from undoor.experiments.bench import Bench
 from undoor.experiments.cells import Cell, Experiment, slug
 from undoor.experiments.examinations import EXAMINATIONS, Case, Examination
-from undoor.experiments.moments import HEADER, inspections, moments
-from undoor.experiments.results import write_report
+from undoor.experiments.report.moments import HEADER, inspections, moments
+from undoor.experiments.report.readme import write_report
+from undoor.experiments.report.tables import read_results
+from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
-from undoor.experiments.tables import read_results
 
 
 class Bright:
@@ -97,7 +97,7 @@ def test_nothing_is_examined_twice_unless_it_changed(store):
 
 
 def test_the_table_says_how_often(store, monkeypatch):
-    monkeypatch.setattr("undoor.experiments.moments.WORKING", 0.0)
+    monkeypatch.setattr("undoor.experiments.report.moments.WORKING", 0.0)
     (results,) = read_results(store, "small")
     header, lines = moments(results)
     assert header == list(HEADER)

@@ -9,8 +9,9 @@ import undoor
 from conftest import QUICKLY
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.errors import UndoorError
-from undoor.findings import read_ids, refuse_findings
-from undoor.metrics import accuracy, attack_success_rate, detection
+from undoor.findings.findings import refuse_findings
+from undoor.findings.metrics import accuracy, attack_success_rate, detection
+from undoor.findings.reading import read_ids
 
 FILES = {"samples.parquet", "clusters.parquet", "curves.parquet", "summary.json", "keep.txt", "drop.txt", "report.html"}
 

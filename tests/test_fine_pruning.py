@@ -10,15 +10,15 @@ from torch import nn
 from conftest import linear_network, make_dataset
 from undoor import cli
 from undoor.attacks import Attack, write_attack
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
+from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.post_training import FinePruning
 from undoor.defenses.post_training.channels import decisions_along, find_channels, silence
 from undoor.defenses.post_training.fine_pruning import most_within
 from undoor.errors import UndoorError
-from undoor.networks import build_network
-from undoor.readers.parquet import write_parquet
-from undoor.weights import Architecture, load_model, read_architecture, save_model
+from undoor.networks.architectures import build_network
+from undoor.networks.classifier import Classifier
+from undoor.networks.weights import Architecture, load_model, read_architecture, save_model
 
 GENTLY = FinePruning(epochs=1, learning_rate=1e-4)
 CHANNEL, DEAD, TARGET = 3, 4, 2

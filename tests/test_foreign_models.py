@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conftest import make_dataset
-from undoor.classifier import Classifier
 from undoor.errors import UndoorError
-from undoor.evidence import collect
+from undoor.evidence.collect import collect
 from undoor.filters import Average
+from undoor.networks.classifier import Classifier
 
 
 def vit():

@@ -10,10 +10,10 @@ import pytest
 
 from conftest import make_dataset
 from undoor import cli
+from undoor.data.readers.parquet import write_parquet
 from undoor.errors import UndoorError
-from undoor.memory import mapped
-from undoor.readers.parquet import write_parquet
-from undoor.weights import Architecture, save_model
+from undoor.networks.weights import Architecture, save_model
+from undoor.storage.mapped import mapped
 
 pytestmark = pytest.mark.filterwarnings("ignore::undoor.errors.UndoorNotice")
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from conftest import QUICKLY, make_dataset, plant
-from undoor import training
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
-from undoor.experiments.bench import Bench
 from undoor.experiments.cells import Cell, Setting
 from undoor.experiments.contenders import Contender
+from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
 from undoor.experiments.suites import CI, Suite
-from undoor.recipes import PRESETS
-from undoor.training import Job, train, train_many
+from undoor.networks import training
+from undoor.networks.recipes import PRESETS
+from undoor.networks.training import Job, train, train_many
 
 pytestmark = pytest.mark.gpu
 

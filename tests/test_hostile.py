@@ -23,15 +23,15 @@ from conftest import QUICKLY, Linear, make_dataset
 from hostile import CASES
 from test_readers import write_folder
 from undoor.attacks import write_attack
-from undoor.classifier import Classifier
+from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.test_time import Ada
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.filters import Average
-from undoor.readers.parquet import write_parquet
-from undoor.recipes import PRESETS
+from undoor.networks.classifier import Classifier
+from undoor.networks.recipes import PRESETS
+from undoor.networks.training import train
+from undoor.networks.victims import fit_victim
 from undoor.scanning import scan, write_findings
-from undoor.training import train
-from undoor.victims import fit_victim
 
 SECONDS, MEMORY = 10.0, 10**9
 PATIENCE = 60.0

@@ -18,7 +18,7 @@ from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, 
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.integrations import from_dataset, issues, sarif_log, to_dataset
 from undoor.integrations.sarif import LOCATIONS, address
-from undoor.readers.images import encode_png
+from undoor.safe.images import encode_png
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from conftest import make_dataset
-from undoor import cli, lock
+from undoor import cli
+from undoor.data.readers.parquet import write_parquet
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.files import atomic, atomic_folder, staged
-from undoor.lock import claimed
-from undoor.readers.parquet import write_parquet
+from undoor.storage import lock
+from undoor.storage.atomic import atomic, atomic_folder, staged
+from undoor.storage.lock import claimed
 
 HOLD = """
 import sys
 from pathlib import Path
-from undoor.lock import claimed
+from undoor.storage.lock import claimed
 with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -145,8 +146,8 @@ def die_within(part):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DeadError), part as temporary:  # noqa: PT012
         (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
-        patch.setattr("undoor.files.Path.unlink", dead)
-        patch.setattr("undoor.files.shutil.rmtree", dead)
+        patch.setattr("undoor.storage.atomic.Path.unlink", dead)
+        patch.setattr("undoor.storage.atomic.shutil.rmtree", dead)
         dead()
 
 

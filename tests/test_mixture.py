@@ -7,7 +7,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from undoor.errors import UndoorError
-from undoor.mixture import MixtureSettings, bic, cluster, cluster_classes, whiten
+from undoor.mixtures.sweep import MixtureSettings, bic, cluster, cluster_classes, whiten
 
 
 def blobs(sizes, dimensions=3, distance=12.0, seed=0):

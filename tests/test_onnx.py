@@ -21,12 +21,12 @@ from torch import nn
 from conftest import Linear, make_dataset
 from test_cli import data, run  # noqa: F401 - fixtures
 from test_foreign_models import TorchvisionResNet, vit
-from undoor.classifier import Classifier
 from undoor.engine import Engine
 from undoor.errors import UndoorError
-from undoor.evidence import collect
-from undoor.networks import build_network
-from undoor.weights import load_model
+from undoor.evidence.collect import collect
+from undoor.networks.architectures import build_network
+from undoor.networks.classifier import Classifier
+from undoor.networks.weights import load_model
 
 FREE = ["n", 1, 12, 12]
 
@@ -289,7 +289,7 @@ def test_gradients_are_refused(tmp_path):
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
 def test_without_the_packages_the_extra_is_named(missing, tmp_path, monkeypatch):
-    from undoor import onnx_network
+    from undoor.networks import onnx as onnx_network
 
     monkeypatch.setitem(sys.modules, missing, None)
     for found in (onnx_network._library, onnx_network._runtime):

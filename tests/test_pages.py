@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile.tables import varint
-from undoor.columns import read_columns
-from undoor.pages import CHUNK, DEPTH, PAGE, Footer
-from undoor.thrift import Compact
+from undoor.safe.parquet import read_columns
+from undoor.safe.parquet_footer import CHUNK, DEPTH, PAGE, Footer
+from undoor.safe.thrift import Compact
 
 GENERATOR = np.random.default_rng(0)
 N = 3000

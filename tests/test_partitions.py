@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from undoor.partitions import hierarchy, small_clusters
+from undoor.mixtures.partitions import hierarchy, small_clusters
 
 
 def test_merging_follows_the_likelihood():

@@ -7,12 +7,12 @@ import pytest
 
 from conftest import permuted
 from test_reverse_engineering import CLASSES, PIXEL, SIZE, TARGET, Planted, images_of
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset, Truth, row_ids
+from undoor.data.dataset import Dataset, Truth, row_ids
 from undoor.defenses.post_training import ReverseEngineering
 from undoor.defenses.training_set import PatternCleansing
 from undoor.errors import UndoorError
-from undoor.evidence import collect
+from undoor.evidence.collect import collect
+from undoor.networks.classifier import Classifier
 
 SOURCES = tuple(k for k in range(CLASSES) if k != TARGET)
 

@@ -7,14 +7,15 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from conftest import QUICKLY, Linear, make_dataset, one_hot, permuted, plant
-from undoor.classifier import Classifier
-from undoor.dataset import row_ids
+from undoor.data.dataset import row_ids
 from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
 from undoor.defenses.training_set.activation_clustering import reduce_dimensions, split
 from undoor.defenses.training_set.spectral_signatures import authors_share
 from undoor.errors import UndoorError
-from undoor.evidence import Evidence, Outputs, collect
-from undoor.metrics import detection
+from undoor.evidence import Evidence, Outputs
+from undoor.evidence.collect import collect
+from undoor.findings.metrics import detection
+from undoor.networks.classifier import Classifier
 from undoor.scanning import scan
 
 

@@ -21,21 +21,15 @@ from conftest import always
 from undoor.attacks import OnePixel, poison, read_attack, triggered, write_attack
 from undoor.attacks.pixels import Pixels
 from undoor.attacks.poisoning import Attack, chosen_rows
-from undoor.dataset import Dataset, row_ids
+from undoor.data.dataset import Dataset, row_ids
+from undoor.data.readers.parquet import write_parquet
+from undoor.data.readers.subset import write_subset
 from undoor.errors import UndoorError
 from undoor.experiments.store import Store, digest
 from undoor.filters import Average, Gaussian, Median, Noise, Quantise, parse_filter
-from undoor.findings import (
-    CLUSTER_COLUMNS,
-    SAMPLE_COLUMNS,
-    VIEW_COLUMNS,
-    Findings,
-    curve_table,
-    read_findings,
-    read_ids,
-)
-from undoor.readers.parquet import write_parquet
-from undoor.readers.subset import write_subset
+from undoor.findings.findings import Findings
+from undoor.findings.reading import read_findings, read_ids
+from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS, VIEW_COLUMNS, curve_table
 
 # Attacks
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 import undoor
 from conftest import make_dataset
+from undoor.data.readers.parquet import write_parquet
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.readers.images import encode_png
-from undoor.readers.parquet import write_parquet
+from undoor.safe.images import encode_png
 
 
 def write_folder(dataset, root, suffix=".png"):
@@ -256,7 +256,7 @@ def test_an_image_with_too_many_pixels_is_broken(tmp_path, monkeypatch):
 
 def test_large_sets_lie_in_a_file(monkeypatch, tmp_path, dataset):
     write_parquet(dataset, tmp_path / "x.parquet")
-    monkeypatch.setattr("undoor.dataset.MEMORY_BUDGET", 1000)
+    monkeypatch.setattr("undoor.data.dataset.MEMORY_BUDGET", 1000)
     read = undoor.read(tmp_path / "x.parquet")
     assert isinstance(read.images, np.memmap)
     assert np.array_equal(read.images, dataset.images)

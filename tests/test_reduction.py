@@ -4,8 +4,8 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from undoor.errors import UndoorError
-from undoor.mixture import MixtureSettings, cluster
-from undoor.reduction import affordable_dimensions, principal_components, reduce_features
+from undoor.mixtures.reduction import affordable_dimensions, principal_components, reduce_features
+from undoor.mixtures.sweep import MixtureSettings, cluster
 
 ONCE = MixtureSettings(restarts=1, dimensions="few")
 

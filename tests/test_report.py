@@ -17,12 +17,12 @@ from conftest import QUICKLY, make_dataset, plant
 from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
 from undoor.errors import UndoorError
 from undoor.filters import Average, Median
-from undoor.findings import read_findings
-from undoor.readers.images import encode_png
+from undoor.findings.maps import class_map, viewed
+from undoor.findings.reading import read_findings
 from undoor.report import SHEET, charts, pictures, render_report, render_result
 from undoor.report.page import packed
+from undoor.safe.images import encode_png
 from undoor.scanning import rewrite_report, write_findings
-from undoor.viewing import class_map, viewed
 
 NAMES = ("class0", "class1", "class2", "class3")
 

@@ -17,9 +17,9 @@ from conftest import QUICKLY, make_dataset, plant
 from test_result_pages import PAGES, results  # noqa: F401 - a fixture
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.filters import Average
+from undoor.findings.maps import viewed
 from undoor.report import render_report
 from undoor.scanning import write_findings
-from undoor.viewing import viewed
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
 

@@ -12,17 +12,17 @@ import pytest
 from conftest import make_dataset
 from test_cli import data, run  # noqa: F401 - fixtures
 from test_report import Collector
-from undoor.classifier import Classifier
 from undoor.defenses.post_training import Descent, FinePruning, ReverseEngineering
 from undoor.defenses.post_training.pruned import refuse_network
 from undoor.defenses.test_time import Ada, render_checked
 from undoor.errors import UndoorError
-from undoor.experiments.page import render_bench
+from undoor.experiments.report.html import render_bench
+from undoor.experiments.report.tables import read_results
 from undoor.experiments.store import Store
-from undoor.experiments.tables import read_results
+from undoor.networks.classifier import Classifier
+from undoor.networks.weights import Architecture
 from undoor.report import Axis, render_result
 from undoor.report.result import MARKS
-from undoor.weights import Architecture
 
 NAMES = ("<script>alert(1)</script>", "class'1\"", "Möwe")
 QUICK = Path(__file__).parents[1] / "results" / "quick"

@@ -9,12 +9,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from undoor.experiments import published
 from undoor.experiments.cells import Cell, retrained_key, slug
-from undoor.experiments.results import text, write_report
+from undoor.experiments.report import published
+from undoor.experiments.report.readme import text, write_report
+from undoor.experiments.report.tables import COLUMNS, difference, read_results, shown
 from undoor.experiments.store import Store, pack
-from undoor.experiments.tables import COLUMNS, difference, read_results, shown
-from undoor.readers.images import encode_png
+from undoor.safe.images import encode_png
 
 COLUMNS_OF_THE_CONTRACT = [
     "suite", "scenario", "size", "count", "seed", "preset", "data", "hardware", "defense", "oracle",

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset, row_ids
+from undoor.data.dataset import Dataset, row_ids
 from undoor.defenses.post_training import Descent, RandomDirection, ReverseEngineering
 from undoor.defenses.post_training.perturbations import clipped
 from undoor.errors import UndoorError
+from undoor.networks.classifier import Classifier
 
 CLASSES, SIZE = 6, 8
 SOURCE, TARGET, PIXEL = 4, 1, 9

@@ -13,12 +13,12 @@ from threadpoolctl import threadpool_limits
 
 import undoor
 from test_cluster_impurity import real_evidence
-from undoor.classifier import Classifier
+from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.engine import Engine
 from undoor.evidence import Evidence, Outputs
-from undoor.networks import build_network
-from undoor.readers.parquet import write_parquet
+from undoor.networks.architectures import build_network
+from undoor.networks.classifier import Classifier
 
 SCORES_WITHIN = 1e-6
 """By how much, in nats, an impurity may differ between numbers of threads, processes and sizes of batches.

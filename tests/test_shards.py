@@ -21,14 +21,15 @@ from safetensors.torch import save as tensors
 import undoor
 from conftest import Linear, make_dataset
 from undoor import cli
-from undoor import evidence as module
-from undoor.classifier import Classifier
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.evidence import Evidence, Outputs, collect, shard_outputs
+from undoor.evidence import Evidence, Outputs
+from undoor.evidence import collect as module
+from undoor.evidence.collect import collect, shard_outputs
+from undoor.evidence.shards import keep, kept, kept_until_done
 from undoor.filters import Average, Median
-from undoor.memory import mapped
-from undoor.networks import build_network
-from undoor.shards import keep, kept, kept_until_done
+from undoor.networks.architectures import build_network
+from undoor.networks.classifier import Classifier
+from undoor.storage.mapped import mapped
 
 
 class Counted(Linear):
@@ -244,7 +245,8 @@ def test_nothing_is_kept_of_a_network_that_fails(small, dataset, tmp_path):
 
 SCAN = """
 import sys
-from undoor import cli, evidence
+from undoor import cli
+from undoor.evidence import collect as evidence
 evidence.SHARD = 8
 sys.argv = ["undoor", *sys.argv[1:]]
 cli.main()

@@ -19,9 +19,9 @@ from sklearn.mixture import GaussianMixture
 
 from conftest import always
 from undoor.defenses.training_set.cluster_impurity import certain_share, confident_changes, impurity
-from undoor.em import Mixtures, from_labels, log_densities, posterior, step
-from undoor.metrics import detection
-from undoor.mixture import MixtureSettings, bic, cluster, whiten
+from undoor.findings.metrics import detection
+from undoor.mixtures.em import Mixtures, from_labels, log_densities, posterior, step
+from undoor.mixtures.sweep import MixtureSettings, bic, cluster, whiten
 
 # Mixtures
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import nn
 
 from conftest import Linear, make_dataset
-from undoor import steps as steps_module
-from undoor import training
-from undoor.checkpoint import Checkpoint
 from undoor.errors import UndoorError
-from undoor.recipes import PRESETS
-from undoor.steps import augment, draw_epoch, loss_and_tally
-from undoor.training import DivergedError, Job, train, train_many
+from undoor.networks import steps as steps_module
+from undoor.networks import training
+from undoor.networks.checkpoint import Checkpoint
+from undoor.networks.recipes import PRESETS
+from undoor.networks.steps import augment, draw_epoch, loss_and_tally
+from undoor.networks.training import DivergedError, Job, train, train_many
 
 FAST = replace(PRESETS["fast"], epochs=3, batch_size=16, learning_rate=0.05)
 PAPER = replace(PRESETS["paper"], epochs=3, batch_size=16)
@@ -309,7 +309,7 @@ def test_networks_of_one_structure_share_what_is_compiled(monkeypatch, held):
 
 def test_on_a_gpu_checkpoints_wait_and_a_failure_still_writes_the_newest(tmp_path, monkeypatch):
     path, clock = tmp_path / "m.checkpoint", [0.0]
-    monkeypatch.setattr("undoor.checkpoint.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("undoor.networks.checkpoint.time.monotonic", lambda: clock[0])
 
     def written():
         return torch.load(path, weights_only=True)["epoch"] if path.exists() else None

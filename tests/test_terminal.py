@@ -22,7 +22,8 @@ from rich.console import Console
 import undoor
 from conftest import QUICKLY, plant
 from test_cli import NETWORK, data, run  # noqa: F401 - fixtures
-from undoor import cli, terminal
+from undoor import cli
+from undoor.cli import terminal
 from undoor.defenses.test_time import Ada
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.errors import UndoorNotice

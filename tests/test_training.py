@@ -8,10 +8,10 @@ from torch import nn
 import undoor
 from conftest import Linear, make_dataset
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.layers import kept_for_gradients
-from undoor.recipes import PRESETS, long_enough, recipe
-from undoor.training import train
-from undoor.victims import fit_victim
+from undoor.networks.layers import kept_for_gradients
+from undoor.networks.recipes import PRESETS, long_enough, recipe
+from undoor.networks.training import train
+from undoor.networks.victims import fit_victim
 
 QUICK = replace(PRESETS["fast"], epochs=4, batch_size=16)
 
@@ -105,7 +105,7 @@ def test_schedules():
 
 @pytest.mark.parametrize("values", [2**25, 3 * 144 * 7, 1])
 def test_normalisation_is_that_of_the_training_set(monkeypatch, values):
-    monkeypatch.setattr("undoor.memory.AT_ONCE", values)  # large images are added up a few at once
+    monkeypatch.setattr("undoor.storage.mapped.AT_ONCE", values)  # large images are added up a few at once
     data = make_dataset(channels=3)
     scaled = data.images / 255
     by_channel = train(data, replace(QUICK, epochs=1))[0]
@@ -153,13 +153,13 @@ def test_a_step_that_takes_more_than_the_memory_is_refused(monkeypatch):
 
     passes: list[tuple[int, bool]] = []
     data, once = make_dataset(), replace(QUICK, epochs=1, precision="float32")
-    monkeypatch.setattr("undoor.training.memory", lambda: 4 * 16 * 144)
+    monkeypatch.setattr("undoor.networks.training.memory", lambda: 4 * 16 * 144)
     with pytest.raises(UndoorError, match=r"a step on 16 images of 12 × 12 pixels takes 0.0 GiB, .* --image-size"):
         train(data, once, Counted())
     assert passes == [(1, False)]
-    monkeypatch.setattr("undoor.training.memory", lambda: 4 * 16 * (144 + 8))  # which is what it takes
+    monkeypatch.setattr("undoor.networks.training.memory", lambda: 4 * 16 * (144 + 8))  # which is what it takes
     train(data, once, Counted())
-    monkeypatch.setattr("undoor.training.memory", lambda: 4 * 16 * 144 * 1000 + 1)
+    monkeypatch.setattr("undoor.networks.training.memory", lambda: 4 * 16 * 144 * 1000 + 1)
     passes.clear()
     train(data, once, Counted())  # so far from it that it is not found out
     assert passes == [(16, True)] * 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from undoor.turns import MEASURED_STEPS, take_turns
+from undoor.networks.turns import MEASURED_STEPS, take_turns
 
 STEPS = 1000
 

@@ -63,9 +63,9 @@ def smoke(
     def left() -> float:
         return max(seconds - (time.monotonic() - begun), 1.0)
 
+    from undoor.data.readers import read
     from undoor.experiments.store import hardware
-    from undoor.findings import versions
-    from undoor.readers import read
+    from undoor.findings.findings import versions
 
     keep("device", hardware())
     keep("versions", versions())
@@ -133,8 +133,8 @@ def train(
 ) -> None:
     """Train victims, or train again without what was flagged, within so many seconds."""
     begun = time.monotonic()
-    from undoor import terminal
-    from undoor.experiments.bench import Bench
+    from undoor.cli import terminal
+    from undoor.experiments.runner import Bench
     from undoor.experiments.store import Store
     from undoor.experiments.suites import suite
 

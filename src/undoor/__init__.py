@@ -10,27 +10,28 @@ from undoor._version import __version__
 
 if TYPE_CHECKING:
     from undoor.attacks import Attack, OnePixel, poison, triggered
-    from undoor.classifier import Classifier
-    from undoor.dataset import Dataset, Truth
+    from undoor.data.dataset import Dataset, Truth
+    from undoor.data.readers import read
     from undoor.defenses.post_training import FinePruning, Inspection, ReverseEngineering
     from undoor.defenses.test_time import Ada, Guard
     from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, PatternCleansing, SpectralSignatures
     from undoor.errors import UndoorError, UndoorNotice
-    from undoor.evidence import Evidence, Outputs, collect
+    from undoor.evidence import Evidence, Outputs
+    from undoor.evidence.collect import collect
     from undoor.findings import Findings
-    from undoor.readers import read
-    from undoor.recipes import recipe
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.recipes import recipe
+    from undoor.networks.training import train
+    from undoor.networks.weights import load_model
     from undoor.scanning import scan
-    from undoor.training import train
-    from undoor.weights import load_model
 
 _HOMES = {
     "Ada": "defenses.test_time",
     "ActivationClustering": "defenses.training_set",
     "Attack": "attacks",
-    "Classifier": "classifier",
+    "Classifier": "networks.classifier",
     "ClusterImpurity": "defenses.training_set",
-    "Dataset": "dataset",
+    "Dataset": "data.dataset",
     "Evidence": "evidence",
     "Findings": "findings",
     "FinePruning": "defenses.post_training",
@@ -41,16 +42,16 @@ _HOMES = {
     "PatternCleansing": "defenses.training_set",
     "ReverseEngineering": "defenses.post_training",
     "SpectralSignatures": "defenses.training_set",
-    "Truth": "dataset",
+    "Truth": "data.dataset",
     "UndoorError": "errors",
     "UndoorNotice": "errors",
-    "collect": "evidence",
-    "load_model": "weights",
+    "collect": "evidence.collect",
+    "load_model": "networks.weights",
     "poison": "attacks",
-    "read": "readers",
-    "recipe": "recipes",
+    "read": "data.readers",
+    "recipe": "networks.recipes",
     "scan": "scanning",
-    "train": "training",
+    "train": "networks.training",
     "triggered": "attacks",
 }
 

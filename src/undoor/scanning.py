@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from undoor import notebook
-from undoor.classifier import BATCH_SIZE, Classifier
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
 from undoor.engine import Engine
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.evidence import collect
-from undoor.files import write_text
+from undoor.evidence.collect import collect
 from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
-from undoor.findings import Findings, read_findings
-from undoor.lock import claimed
+from undoor.findings import notebook
+from undoor.findings.findings import Findings
+from undoor.findings.maps import viewed
+from undoor.findings.reading import read_findings
+from undoor.networks.classifier import BATCH_SIZE, Classifier
 from undoor.report import render_report
 from undoor.report.pictures import encoded, evenly
-from undoor.viewing import viewed
+from undoor.storage.atomic import write_text
+from undoor.storage.lock import claimed
 
 
 def scan(

@@ -66,7 +66,8 @@ def _become_undoor(folder: str, arguments: list[str]) -> None:
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
         resource.setrlimit(resource.RLIMIT_AS, (VIRTUAL_MEMORY, VIRTUAL_MEMORY))
         sys.argv = ["undoor", *arguments]
-        from undoor import cli, terminal
+        from undoor import cli
+        from undoor.cli import terminal
 
         for console, stream in ((terminal.out, sys.stdout), (terminal.err, sys.stderr)):
             console.file = stream

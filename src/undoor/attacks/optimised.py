@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from numpy.typing import NDArray
 
 from undoor.attacks.pixels import Pixels
-from undoor.classifier import Classifier
 from undoor.errors import UndoorError
+from undoor.networks.classifier import Classifier
 
 Criterion = Literal["prominence", "cross-entropy"]
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from undoor.attacks.one_pixel import OnePixel
 from undoor.attacks.pixels import Pixels
 from undoor.attacks.trigger import Trigger
-from undoor.bounds import read_json, require_names
-from undoor.dataset import Dataset, Truth, allocate_images, row_ids
+from undoor.data.dataset import Dataset, Truth, allocate_images, row_ids
 from undoor.errors import UndoorError, first_line
-from undoor.files import write_text
+from undoor.safe.limits import read_json, require_names
+from undoor.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from undoor.attacks.optimised import Criterion
-    from undoor.classifier import Classifier
+    from undoor.networks.classifier import Classifier
 
 KINDS: dict[str, Callable[..., Trigger]] = {kind.__name__: kind for kind in (OnePixel, Pixels)}
 """The triggers that an attack's file may name."""

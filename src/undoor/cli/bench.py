@@ -40,10 +40,10 @@ def bench(
 
     Example: undoor bench quick --seeds 0,1,2 --time-budget 25m --out results
     """
-    from undoor import terminal
+    from undoor.cli import terminal
     from undoor.engine import Engine
-    from undoor.experiments.bench import Bench
-    from undoor.experiments.results import write_report
+    from undoor.experiments.report.readme import write_report
+    from undoor.experiments.runner import Bench
     from undoor.experiments.store import Store
     from undoor.experiments.suites import suite as make
 

@@ -17,7 +17,7 @@ def demo(
 
     Example: undoor demo --out undoor-demo
     """
-    from undoor import terminal
+    from undoor.cli import terminal
     from undoor.experiments.demo import demo as run
 
     with terminal.stages("read") as bar:

@@ -64,11 +64,11 @@ def fit(
 
     Example: undoor guard fit model.safetensors --data photos-test --out guard.safetensors
     """
-    from undoor import terminal
-    from undoor.classifier import Classifier
+    from undoor.cli import terminal
     from undoor.defenses.test_time import Ada
     from undoor.defenses.test_time.guard import refuse_guard
-    from undoor.weights import load_model, require_same_classes
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.weights import load_model, require_same_classes
 
     defense = Ada(
         layers=tuple(layer) if layer else None, false_positive_rate=false_positive_rate, seed=seed,
@@ -122,12 +122,12 @@ def check(
 
     Example: undoor guard check model.safetensors --guard guard.safetensors --data queries
     """
-    from undoor import terminal
-    from undoor.classifier import Classifier
+    from undoor.cli import terminal
+    from undoor.data.readers.images import decode_files
     from undoor.defenses.test_time import Guard, classifier_layer, render_checked
-    from undoor.files import staged
-    from undoor.readers.images import decode_files
-    from undoor.weights import load_model
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.weights import load_model
+    from undoor.storage.atomic import staged
 
     if out is not None and out.suffix != ".parquet":
         raise UndoorError(f"{out} should end in .parquet; choose such a name for --out")

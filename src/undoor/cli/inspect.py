@@ -51,11 +51,11 @@ def inspect(
 
     Example: undoor inspect model.safetensors --data photos-test --out inspection
     """
-    from undoor import terminal
-    from undoor.classifier import Classifier
+    from undoor.cli import terminal
     from undoor.defenses.post_training import ReverseEngineering
-    from undoor.findings import refuse_findings
-    from undoor.weights import load_model, require_same_classes
+    from undoor.findings.findings import refuse_findings
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.weights import load_model, require_same_classes
 
     method = ReverseEngineering(
         images=images, share=share, seed=seed, batch_size=batch_size,

@@ -41,8 +41,8 @@ Gpus = Annotated[float, typer.Option(min=0, help="share of a GPU for a task on r
 
 def read_data(data: str, **options: Any) -> Any:
     """Read DATA as ``undoor.read`` does, and show how far it is."""
-    from undoor.readers import read
-    from undoor.terminal import counting_bar
+    from undoor.cli.terminal import counting_bar
+    from undoor.data.readers import read
 
     with counting_bar("read") as on_image:
         return read(data, on_image=on_image, **options)

@@ -16,8 +16,8 @@ def with_output_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*, quiet: bool, as_json: bool, **options: Any) -> None:
-        from undoor import terminal
-        from undoor.lock import claimed
+        from undoor.cli import terminal
+        from undoor.storage.lock import claimed
 
         terminal.use(quiet=quiet, as_json=as_json)
         with claimed(options.get("out")), claimed(options.get("sarif")):

@@ -56,10 +56,10 @@ def poison(
     """
     from undoor.attacks import Attack, chosen_rows, visibility, write_attack
     from undoor.attacks import poison as plant
-    from undoor.files import atomic_folder
-    from undoor.readers.parquet import write_parquet
-    from undoor.terminal import counting_bar, print_result
-    from undoor.terminal import out as console
+    from undoor.cli.terminal import counting_bar, print_result
+    from undoor.cli.terminal import out as console
+    from undoor.data.readers.parquet import write_parquet
+    from undoor.storage.atomic import atomic_folder
 
     place = position_of(position)
     if optimise is None and (pixels != 1 or psnr is not None or network is not None):
@@ -97,8 +97,8 @@ def poison(
 
 
 def _surrogate(path: Path, network: str | None, dataset: Any) -> Any:
-    from undoor.classifier import Classifier
-    from undoor.weights import load_model, require_same_classes
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.weights import load_model, require_same_classes
 
     model, names = load_model(path, network)
     require_same_classes(names, dataset.class_names, path)

@@ -25,7 +25,7 @@ from undoor.errors import UndoorError, UndoorNotice
 
 if TYPE_CHECKING:
     from undoor.attacks import Attack
-    from undoor.dataset import Dataset
+    from undoor.data.dataset import Dataset
     from undoor.defenses.post_training import Pruned
 
 ALONG = 1000
@@ -68,12 +68,12 @@ def prune(
 
     Example: undoor prune model.safetensors --data photos-test --out repaired.safetensors
     """
-    from undoor import terminal
     from undoor.attacks import read_attack
-    from undoor.classifier import Classifier
+    from undoor.cli import terminal
     from undoor.defenses.post_training.fine_pruning import FinePruning
     from undoor.defenses.post_training.pruned import refuse_network
-    from undoor.weights import Architecture, load_model, read_architecture, require_same_classes
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.weights import Architecture, load_model, read_architecture, require_same_classes
 
     given = {"tolerance": tolerance, "epochs": epochs, "learning_rate": learning_rate}
     defense = FinePruning(
@@ -119,7 +119,7 @@ def _measured(
     """Return the result with accuracy and attack success on test images, which the defence has not seen."""
     from undoor.attacks import triggered
     from undoor.experiments.measure import measure
-    from undoor.metrics import attack_success_rate
+    from undoor.findings.metrics import attack_success_rate
 
     networks = {"before": result.before, "pruned": result.pruned, "tuned": result.tuned}
     measured = {name: measure(network, test, attack) for name, network in networks.items()}

@@ -21,9 +21,9 @@ def report(
 
     Example: undoor report findings --data photos
     """
-    from undoor.findings import require_findings
+    from undoor.cli.terminal import out, print_result
+    from undoor.findings.reading import require_findings
     from undoor.scanning import rewrite_report
-    from undoor.terminal import out, print_result
 
     require_findings(findings)
     dataset = read_data(

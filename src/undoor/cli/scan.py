@@ -93,21 +93,21 @@ def scan(
 
     Example: undoor scan photos --out findings --sarif findings.sarif
     """
-    from undoor import terminal
-    from undoor.classifier import Classifier
+    from undoor.cli import terminal
     from undoor.defenses.training_set import ClusterImpurity
     from undoor.engine import Engine
-    from undoor.files import write_text
+    from undoor.evidence.shards import discard, kept_until_done
     from undoor.filters import parse_filter
-    from undoor.findings import refuse_findings
+    from undoor.findings.findings import refuse_findings
     from undoor.integrations import sarif_log
-    from undoor.mixture import MixtureSettings
-    from undoor.recipes import long_enough, recipe
+    from undoor.mixtures.sweep import MixtureSettings
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.recipes import long_enough, recipe
+    from undoor.networks.victims import fit_victim
+    from undoor.networks.weights import load_model, require_same_classes
     from undoor.scanning import scan as run
     from undoor.scanning import write_findings
-    from undoor.shards import discard, kept_until_done
-    from undoor.victims import fit_victim
-    from undoor.weights import load_model, require_same_classes
+    from undoor.storage.atomic import write_text
 
     h = parse_filter(image_filter)
     chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
@@ -174,10 +174,10 @@ def clean(
 
     Example: undoor clean photos --findings findings --out photos-clean
     """
-    from undoor.findings import read_ids, read_list
-    from undoor.readers.subset import write_subset
-    from undoor.terminal import counting_bar, print_result
-    from undoor.terminal import out as console
+    from undoor.cli.terminal import counting_bar, print_result
+    from undoor.cli.terminal import out as console
+    from undoor.data.readers.subset import write_subset
+    from undoor.findings.reading import read_ids, read_list
 
     refuse_existing(out)
     scanned, kept = read_ids(findings)

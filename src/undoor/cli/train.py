@@ -46,11 +46,11 @@ def train(
 
     Example: undoor train photos --test photos-test --out model.safetensors
     """
-    from undoor import terminal
     from undoor.attacks import read_attack
+    from undoor.cli import terminal
     from undoor.experiments.measure import measure
-    from undoor.recipes import long_enough, recipe
-    from undoor.victims import fit_victim
+    from undoor.networks.recipes import long_enough, recipe
+    from undoor.networks.victims import fit_victim
 
     chosen = recipe(preset, epochs=epochs, learning_rate=learning_rate, seed=seed)
     planned = None if attack is None else read_attack(attack)

@@ -13,33 +13,34 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-import undoor.classifier
-import undoor.em
 import undoor.filters
-import undoor.mixture
-import undoor.partitions
-import undoor.reduction
+import undoor.mixtures.em
+import undoor.mixtures.partitions
+import undoor.mixtures.reduction
+import undoor.mixtures.sweep
+import undoor.networks.classifier
 from undoor.attacks import Attack, poison, triggered
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset, Truth
+from undoor.data.dataset import Dataset, Truth
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity, Clusterings
-from undoor.evidence import Evidence, collect
+from undoor.evidence import Evidence
+from undoor.evidence.collect import collect
 from undoor.experiments.condensed import condensed
 from undoor.experiments.contenders import Contender, Known, plain_settings
 from undoor.experiments.examinations import Case, Examination, timed
 from undoor.experiments.measure import measure
 from undoor.experiments.store import Result, Store, code_digest, digest, hardware, unpack
 from undoor.filters import Average, Filter
-from undoor.findings import Findings, versions
-from undoor.metrics import attack_success_rate
-from undoor.mixture import MixtureSettings
-from undoor.networks import default_network
-from undoor.readers.images import encode_png
-from undoor.recipes import Recipe
-from undoor.training import DivergedError, succeeded
-from undoor.victims import Wanted, fit_victims
+from undoor.findings.findings import Findings, versions
+from undoor.findings.metrics import attack_success_rate
+from undoor.mixtures.sweep import MixtureSettings
+from undoor.networks.architectures import default_network
+from undoor.networks.classifier import Classifier
+from undoor.networks.recipes import Recipe
+from undoor.networks.training import DivergedError, succeeded
+from undoor.networks.victims import Wanted, fit_victims
+from undoor.safe.images import encode_png
 
-MIXTURES = (undoor.mixture, undoor.reduction, undoor.partitions, undoor.em)
+MIXTURES = (undoor.mixtures.sweep, undoor.mixtures.reduction, undoor.mixtures.partitions, undoor.mixtures.em)
 """The code on which the clusters of a class depend."""
 
 Scenario = Literal["single-source", "multiple-source", "clean"]
@@ -91,7 +92,7 @@ class Setting:
         target: the class as which poisoned images are labelled.
         count: of poisoned images.
         recipe: how networks are trained; the cell's seed replaces its own.
-        network: a name from ``undoor.networks``; by default what fits the images.
+        network: a name from ``undoor.networks.architectures``; by default what fits the images.
         test_sizes: of the trigger at test time, measured in cells with ablations.
 
     """
@@ -264,7 +265,7 @@ class Experiment:
         return Evidence(plain, {str(image_filter): filtered}, data.labels, data.ids, data.class_names)
 
     def _outputs_key(self, image_filter: Filter | None) -> str:
-        code = code_digest(undoor.filters, undoor.classifier)
+        code = code_digest(undoor.filters, undoor.networks.classifier)
         return digest({"victim": self.victim_key, "filter": str(image_filter), "code": code})
 
     def findings(self, contender: Contender, known: Known) -> Result:

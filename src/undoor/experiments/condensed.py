@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from undoor.experiments.store import Result, pack
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
 
 ROC_POINTS = 200
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undoor.classifier import Classifier
 from undoor.defenses.training_set.cluster_impurity import EXECUTION
 from undoor.evidence import Evidence
 from undoor.experiments.store import digest
 from undoor.filters import Average, Filter
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
+from undoor.networks.classifier import Classifier
 
 
 @dataclass

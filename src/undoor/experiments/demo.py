@@ -11,16 +11,16 @@ from typing import Any
 from torch import nn
 
 from undoor.attacks import Attack, poison
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
+from undoor.data.readers import read
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.experiments.measure import Success, measure
-from undoor.files import write_text
 from undoor.filters import Average
-from undoor.findings import Findings, refuse_findings, versions
-from undoor.readers import read
-from undoor.recipes import recipe
+from undoor.findings.findings import Findings, refuse_findings, versions
+from undoor.networks.recipes import recipe
+from undoor.networks.training import Step, train
 from undoor.scanning import scan, write_findings
-from undoor.training import Step, train
+from undoor.storage.atomic import write_text
 
 EPOCHS = 10
 COUNT, SIZE, SOURCE, TARGET = 300, 0.4, "7", "0"

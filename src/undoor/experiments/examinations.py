@@ -24,16 +24,16 @@ import undoor.defenses.test_time.ada
 import undoor.defenses.test_time.controls
 import undoor.defenses.test_time.guard
 import undoor.defenses.test_time.null
-import undoor.em
-import undoor.mixture
+import undoor.mixtures.em
+import undoor.mixtures.sweep
 from undoor.attacks import Attack, triggered
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
 from undoor.defenses.post_training import FinePruning, RandomDirection, ReverseEngineering
 from undoor.defenses.test_time import Ada, max_softmax
 from undoor.defenses.test_time.ada import conformal_quantile
 from undoor.defenses.test_time.guard import Kind
 from undoor.experiments.measure import measure
+from undoor.networks.classifier import Classifier
 
 AFTER_TRAINING, IN_USE = "after training", "in use"
 
@@ -215,8 +215,8 @@ _GUARDING = (
     undoor.defenses.test_time.ada,
     undoor.defenses.test_time.guard,
     undoor.defenses.test_time.null,
-    undoor.mixture,
-    undoor.em,
+    undoor.mixtures.sweep,
+    undoor.mixtures.em,
 )
 _NETWORK_AND = "the network, clean images"
 

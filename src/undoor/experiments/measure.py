@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from undoor.attacks import Attack, triggered
-from undoor.classifier import BATCH_SIZE, Classifier
-from undoor.dataset import Dataset
-from undoor.metrics import accuracy, attack_success_rate
+from undoor.data.dataset import Dataset
+from undoor.findings.metrics import accuracy, attack_success_rate
+from undoor.networks.classifier import BATCH_SIZE, Classifier
 
 
 class Success(TypedDict):

@@ -21,10 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from undoor.bounds import read_json, require_file
 from undoor.errors import UndoorError, first_line
 from undoor.evidence import Outputs
-from undoor.files import atomic, write_text
+from undoor.safe.limits import read_json, require_file
+from undoor.storage.atomic import atomic, write_text
 
 Result = dict[str, Any]
 

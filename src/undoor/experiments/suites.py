@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
+from undoor.data.readers import read
 from undoor.defenses.post_training import ReverseEngineering
 from undoor.defenses.training_set.activation_clustering import AUTHORS_2020, ActivationClustering
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
@@ -22,8 +23,7 @@ from undoor.experiments.cells import Cell, Setting, slug
 from undoor.experiments.contenders import Contender
 from undoor.experiments.examinations import EXAMINATIONS, Examination
 from undoor.filters import Average, Filter, Median, Noise, Quantise
-from undoor.readers import read
-from undoor.recipes import recipe
+from undoor.networks.recipes import recipe
 
 SINGLE_SIZES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
 MULTIPLE_SIZES = (0.15, 0.20, 0.25, 0.30, 0.35, 0.40)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from undoor.errors import UndoorError
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
 from undoor.integrations.frame import issues
 
 try:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
 
 
 def issues(findings: Findings) -> pd.DataFrame:

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
+from undoor.data.readers.hub import encoded_table
+from undoor.data.readers.options import ReadOptions
+from undoor.data.readers.parquet import dataset_from_table, hub_tables
 from undoor.errors import UndoorError
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
 from undoor.integrations.frame import issues
-from undoor.readers.hub import encoded_table
-from undoor.readers.options import ReadOptions
-from undoor.readers.parquet import dataset_from_table, hub_tables
 
 if TYPE_CHECKING:
     import datasets

@@ -9,8 +9,8 @@ from sklearn.base import BaseEstimator, ClusterMixin, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from undoor.em import Mixtures, joint_log_densities
-from undoor.mixture import MixtureSettings, bic, fit_mixtures
+from undoor.mixtures.em import Mixtures, joint_log_densities
+from undoor.mixtures.sweep import MixtureSettings, bic, fit_mixtures
 
 Floats = NDArray[np.float64]
 
@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 class BicMixture(ClusterMixin, DensityMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """A Gaussian mixture with full covariances that chooses its number of components by BIC.
 
-    The settings are those of ``undoor.mixture.MixtureSettings``; what is learned is called as ``GaussianMixture``
-    calls it. Features are not reduced.
+    The settings are those of ``undoor.mixtures.sweep.MixtureSettings``; what is learned is called as
+    ``GaussianMixture`` calls it. Features are not reduced.
 
     Args:
         max_components: the largest K that is tried.

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from undoor._version import __version__
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 

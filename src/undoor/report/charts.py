@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
 from undoor.report.page import decimal, number
 
 ROWS = 40

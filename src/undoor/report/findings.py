@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
 from undoor.filters import Filter
-from undoor.findings import VIEW_COLUMNS, Findings
+from undoor.findings.findings import Findings
+from undoor.findings.tables import VIEW_COLUMNS
 from undoor.report import charts, pictures
 from undoor.report.page import render
 

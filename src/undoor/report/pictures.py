@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
 from undoor.filters import Filter
-from undoor.memory import at_once
-from undoor.notebook import png_uri
-from undoor.readers.images import encode_png
+from undoor.findings.notebook import png_uri
+from undoor.safe.images import encode_png
+from undoor.storage.mapped import at_once
 
 LARGEST = 96
 """Pixels of the longer side of a picture on a card; larger images are shown smaller."""

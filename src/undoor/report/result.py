@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from undoor.notebook import png_uri
+from undoor.findings.notebook import png_uri
 from undoor.report import charts, pictures
 from undoor.report.page import decimal, number, render
 

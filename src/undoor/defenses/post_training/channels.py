@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from undoor.classifier import Classifier
 from undoor.errors import UndoorError
+from undoor.networks.classifier import Classifier
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 """Layers that give each channel a scale and a shift of its own."""

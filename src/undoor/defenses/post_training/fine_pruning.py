@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import prune
 
-from undoor.classifier import Classifier
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
 from undoor.defenses.post_training.channels import (
     Channels,
     decisions_along,
@@ -30,9 +29,10 @@ from undoor.defenses.post_training.channels import (
 )
 from undoor.defenses.post_training.pruned import Pruned
 from undoor.errors import UndoorError
-from undoor.metrics import accuracy
-from undoor.recipes import Recipe
-from undoor.training import Step, train
+from undoor.findings.metrics import accuracy
+from undoor.networks.classifier import Classifier
+from undoor.networks.recipes import Recipe
+from undoor.networks.training import Step, train
 
 FEWEST = 3
 """Clean images of a class: one is held out, and fine-tuning needs two."""

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from undoor.defenses.post_training.gamma_null import Inference, Rule
-from undoor.files import staged
-from undoor.findings import SCHEMA_VERSION, refuse_findings, versions
-from undoor.readers.images import encode_png
+from undoor.findings.findings import SCHEMA_VERSION, refuse_findings, versions
 from undoor.report import Axis, render_result
+from undoor.safe.images import encode_png
+from undoor.storage.atomic import staged
 
 PAIR_COLUMNS = ("source", "target", "norm", "rate", "r", "reached", "steps", "p", "detected")
 

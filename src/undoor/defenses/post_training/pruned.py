@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from undoor.classifier import Classifier
 from undoor.defenses.post_training.channels import Channels, decisions_along, silence
 from undoor.errors import UndoorError
-from undoor.files import staged
-from undoor.findings import SCHEMA_VERSION, versions
+from undoor.findings.findings import SCHEMA_VERSION, versions
+from undoor.networks.classifier import Classifier
+from undoor.networks.weights import Architecture, save_model
 from undoor.report import render_result
 from undoor.report.curve import write_curve
-from undoor.weights import Architecture, save_model
+from undoor.storage.atomic import staged
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from undoor.classifier import BATCH_SIZE, Classifier
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
 from undoor.defenses.post_training.gamma_null import Inference, Rule, infer
 from undoor.defenses.post_training.inspection import PAIR_COLUMNS, Inspection
 from undoor.defenses.post_training.perturbations import Descent, Forward, Images, OnPair, Pair, Perturbations
 from undoor.errors import UndoorError
+from undoor.networks.classifier import BATCH_SIZE, Classifier
 
 CANDIDATES = 4
 """Images a class that are looked at for every one that is wanted."""

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from undoor.classifier import BATCH_SIZE, Classifier
-from undoor.dataset import Dataset
+from undoor.data.dataset import Dataset
 from undoor.defenses.test_time.guard import Guard, Kind, layer_outputs, raw_statistics
 from undoor.defenses.test_time.null import Null, fit_null
 from undoor.errors import UndoorError
-from undoor.layers import deep_layers
-from undoor.mixture import MixtureSettings
+from undoor.mixtures.sweep import MixtureSettings
+from undoor.networks.classifier import BATCH_SIZE, Classifier
+from undoor.networks.layers import deep_layers
 
 DEEP = 3
 """Layers that are watched by default: in a ResNet, the last linear one and both convolutions of the last block."""

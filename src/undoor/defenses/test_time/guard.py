@@ -15,14 +15,14 @@ from safetensors.torch import save
 from scipy.special import log_softmax
 from torch import Tensor
 
-from undoor.bounds import CLASSES, parse_json, require_file, require_names
-from undoor.classifier import BATCH_SIZE, Classifier
 from undoor.defenses.test_time.null import Null
-from undoor.em import Mixtures
 from undoor.errors import UndoorError, first_line
-from undoor.files import atomic
-from undoor.findings import versions
-from undoor.layers import watched_inputs
+from undoor.findings.findings import versions
+from undoor.mixtures.em import Mixtures
+from undoor.networks.classifier import BATCH_SIZE, Classifier
+from undoor.networks.layers import watched_inputs
+from undoor.safe.limits import CLASSES, parse_json, require_file, require_names
+from undoor.storage.atomic import atomic
 
 SCHEMA_VERSION = 1
 

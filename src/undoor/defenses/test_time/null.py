@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from undoor.em import Mixtures, posterior
 from undoor.errors import UndoorError
-from undoor.mixture import MixtureSettings, fit_mixtures
+from undoor.mixtures.em import Mixtures, posterior
+from undoor.mixtures.sweep import MixtureSettings, fit_mixtures
 
 IMAGES_A_DIRECTION = 10
 """Clean images there must be for every direction that is kept; the directions of least variance go first."""

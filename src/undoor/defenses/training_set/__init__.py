@@ -8,7 +8,7 @@ from undoor.defenses.training_set.controls import perfect_filter, random_filter
 from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
 from undoor.defenses.training_set.spectral_signatures import SpectralSignatures
 from undoor.evidence import Evidence
-from undoor.findings import Findings
+from undoor.findings.findings import Findings
 
 __all__ = [
     "ActivationClustering",

@@ -20,7 +20,8 @@ from undoor.defenses.training_set.per_class import principal_axes, rows_by_class
 from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
-from undoor.findings import CLUSTER_COLUMNS, Findings
+from undoor.findings.findings import Findings
+from undoor.findings.tables import CLUSTER_COLUMNS
 
 Rule = Literal["smaller", "relative-size", "silhouette", "exre"]
 Retrain = Callable[[NDArray[np.bool_]], NDArray[np.int64]]

@@ -20,8 +20,9 @@ from scipy.special import betaincinv
 from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
-from undoor.findings import CLUSTER_COLUMNS, Findings, curve_table
-from undoor.mixture import Clustering, MixtureSettings, cluster, cluster_classes
+from undoor.findings.findings import Findings
+from undoor.findings.tables import CLUSTER_COLUMNS, curve_table
+from undoor.mixtures.sweep import Clustering, MixtureSettings, cluster, cluster_classes
 
 Decision = Literal["confident", "plain"]
 Clusterings = Sequence[Clustering | None]
@@ -104,7 +105,8 @@ class ClusterImpurity:
 
     A poisoned cluster must be large to pay for a covariance of all features; BIC is blind for smaller ones. A class in
     which nothing is flagged is therefore looked at a second time, in the few directions that separate its parts best
-    (``undoor.reduction``), and what is flagged there is. Large clusters are told apart better with all features.
+    (``undoor.mixtures.reduction``), and what is flagged there is. Large clusters are told apart better with all
+    features.
 
     Args:
         decision: "confident" or "plain".

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from undoor.defenses.training_set.per_class import sample_table
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
-from undoor.findings import Findings, no_clusters
+from undoor.findings.findings import Findings
+from undoor.findings.tables import no_clusters
 
 
 def random_filter(evidence: Evidence, count: int, seed: int = 0) -> Findings:

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from undoor.classifier import Classifier
 from undoor.defenses.post_training.inspection import Inspection
 from undoor.defenses.post_training.perturbations import Descent, OnPair
 from undoor.defenses.post_training.reverse_engineering import ReverseEngineering
 from undoor.defenses.training_set.per_class import sample_table
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
-from undoor.findings import Findings, no_clusters
+from undoor.findings.findings import Findings
+from undoor.findings.tables import no_clusters
+from undoor.networks.classifier import Classifier
 
 Images = NDArray[np.uint8]
 

@@ -15,7 +15,8 @@ from undoor.defenses.training_set.per_class import principal_axes, rows_by_class
 from undoor.engine import map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
-from undoor.findings import Findings, no_clusters
+from undoor.findings.findings import Findings
+from undoor.findings.tables import no_clusters
 
 POSTER_SHARE = 0.5
 """What Xiang, Miller, Kesidis (MLSP 2019) remove of a class when they compare."""

@@ -1,0 +1,1 @@
+"""Gaussian mixtures of the features of a class, their number of components chosen by BIC."""

@@ -1,0 +1,1 @@
+"""Files that somebody else may have made, read within limits and without running what is in them."""
