@@ -24,8 +24,8 @@ from undoor.defenses.training_set import ActivationClustering, SpectralSignature
 from undoor.evidence.collect import collect
 from undoor.experiments.report.tables import markdown, shown
 from undoor.filters import Average, Filter, Gaussian, Median, Quantise
-from undoor.findings.findings import versions
 from undoor.findings.metrics import accuracy, attack_success_rate
+from undoor.findings.provenance import versions
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import recipe
 from undoor.networks.victims import fit_victim

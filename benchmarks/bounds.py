@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from marked import write_marked
-from undoor.data.readers import cifar, folder, images
+from undoor.data.readers import cifar, folder
+from undoor.data.readers.images import DECODED_PIXELS
 from undoor.experiments.report.tables import markdown
 from undoor.networks import onnx as onnx_network
+from undoor.safe import images, pickles, thrift
 from undoor.safe import limits as bounds
 from undoor.safe import parquet as columns
 from undoor.safe import parquet_footer as pages
-from undoor.safe import pickles, thrift
 from undoor.storage import mapped as memory
 
 PAGE = Path(__file__).parents[1] / "SECURITY.md"
@@ -24,7 +25,7 @@ def table() -> str:
         "an encoded image": f"{size(images.IMAGE_BYTES)}, {number(images.IMAGE_PIXELS)} pixels; a progressive JPEG "
         f"{number(images.PASSES)} pixels times scans; a TIFF {number(images.TIFF_PIECES)} strips or tiles",
         "forms of images": ", ".join(images.FORMATS),
-        "an image of a data set": f"{number(images.DECODED_PIXELS)} pixels, else `--image-size` is asked for",
+        "an image of a data set": f"{number(DECODED_PIXELS)} pixels, else `--image-size` is asked for",
         "an image folder": f"{folder.DEPTH} folders within one another below a class",
         "a data set": f"{number(bounds.CLASSES)} classes",
         "a class's name, an image's id": f"{bounds.NAME} characters, none of them a control character",

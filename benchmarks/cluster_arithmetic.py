@@ -26,7 +26,7 @@ from undoor.evidence import Outputs
 from undoor.evidence.collect import collect
 from undoor.experiments.store import Store, hardware
 from undoor.filters import Average
-from undoor.findings.findings import versions
+from undoor.findings.provenance import versions
 from undoor.mixtures.sweep import MixtureSettings, cluster
 from undoor.networks.architectures import build_network
 from undoor.networks.classifier import Classifier

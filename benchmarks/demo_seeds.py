@@ -1,4 +1,4 @@
-"""The demonstration over five seeds, beside a random and a perfect filter.
+"""The demonstration over five seeds, beside random and perfect removal.
 
 Writes results/demo/seeds.json and the table in README.md; the picture there is made with it.
 """
@@ -16,8 +16,8 @@ from undoor.data.readers import read
 from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET, Demo, demo
 from undoor.experiments.measure import measure
 from undoor.filters import Average
-from undoor.findings.findings import versions
 from undoor.findings.metrics import detection
+from undoor.findings.provenance import versions
 from undoor.networks.recipes import recipe
 from undoor.networks.training import train
 
@@ -33,7 +33,7 @@ def controls(result: Demo, seed: int) -> list[dict]:
     n, flagged = len(poisoned), int(result.findings.flagged.sum())
     at_random = np.isin(np.arange(n), np.random.default_rng((seed, 2)).choice(n, flagged, replace=False))
     rows = []
-    for name, mask in (("random filter", at_random), ("perfect filter", poisoned.truth.poisoned)):
+    for name, mask in (("random removal", at_random), ("perfect removal", poisoned.truth.poisoned)):
         score = mask.astype(float)
         truth = detection(mask, score, poisoned.labels, poisoned.truth.poisoned)
         after = measure(train(poisoned.take(~mask), recipe(epochs=EPOCHS, seed=seed)), test, result.attack)

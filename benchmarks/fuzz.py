@@ -229,14 +229,20 @@ def findings(folder: Path) -> None:
     import pandas as pd
 
     from undoor.findings.findings import Findings
+    from undoor.findings.provenance import Provenance
     from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS, curve_table
 
     rows = [(str(k), k // 2, k // 2, 0, k / 4, k == 3) for k in range(4)]
     clusters = [(k, "ab"[k], 0, 1, 2, 2, 0.5, 0.7, [1, 1], bool(k)) for k in range(2)]
     Findings(
-        "ci", pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)), pd.DataFrame(clusters, columns=list(CLUSTER_COLUMNS)),
-        ("a", "b"), 0.5, {"seed": 0}, 0, curves=curve_table([(0, 1, 2, 1, 3.5)]), image_filter="Average(size=2)",
-    ).write(folder, "<p>", overwrite=True)  # fmt: skip
+        provenance=Provenance(defense="ci", method_version=1, settings={"seed": 0}),
+        samples=pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)),
+        clusters=pd.DataFrame(clusters, columns=list(CLUSTER_COLUMNS)),
+        class_names=("a", "b"),
+        threshold=0.5,
+        curves=curve_table([(0, 1, 2, 1, 3.5)]),
+        image_filter="average:2",
+    ).write(folder, "<p>", overwrite=True)
 
 
 def found(name: str) -> Target:

@@ -39,7 +39,7 @@ import undoor.scanning
 from undoor.data.dataset import Dataset
 from undoor.data.readers import read
 from undoor.data.readers.parquet import write_parquet
-from undoor.findings.findings import versions
+from undoor.findings.provenance import versions
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "killed"

@@ -22,7 +22,8 @@ from undoor.evidence.collect import collect
 from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET
 from undoor.experiments.report.figures import BLUE, GREEN, GREY, ORANGE, PARAMETERS, PURPLE, RED, SKY, WIDTH
 from undoor.filters import Average
-from undoor.findings.findings import Findings, versions
+from undoor.findings.findings import Findings
+from undoor.findings.provenance import versions
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import recipe
 from undoor.networks.training import train

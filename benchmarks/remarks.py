@@ -27,8 +27,9 @@ from undoor.evidence.collect import collect
 from undoor.experiments.measure import measure
 from undoor.experiments.report.tables import markdown, shown
 from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
-from undoor.findings.findings import Findings, versions
+from undoor.findings.findings import Findings
 from undoor.findings.metrics import attack_success_rate
+from undoor.findings.provenance import versions
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import Recipe, recipe
 from undoor.networks.victims import fit_victim

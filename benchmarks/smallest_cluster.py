@@ -22,7 +22,7 @@ from undoor.attacks import Attack, poison
 from undoor.data.readers import read
 from undoor.engine import one_thread
 from undoor.evidence.collect import collect
-from undoor.findings.findings import versions
+from undoor.findings.provenance import versions
 from undoor.mixtures.sweep import MixtureSettings, bic, cluster
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import recipe

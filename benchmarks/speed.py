@@ -27,7 +27,7 @@ from sklearn.mixture import GaussianMixture
 from undoor.data.readers import read
 from undoor.engine import map_items
 from undoor.evidence.collect import collect
-from undoor.findings.findings import versions
+from undoor.findings.provenance import versions
 from undoor.mixtures.sweep import MixtureSettings, bic, cluster
 from undoor.networks.classifier import BATCH_SIZE, Classifier
 from undoor.networks.weights import load_model

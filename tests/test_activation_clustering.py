@@ -130,7 +130,7 @@ def test_silhouette_flags_the_smaller_cluster_of_a_class_that_falls_in_two():
 def test_the_authors_variant_of_2020():
     evidence, planted = one_class([300, 80], distance=8.0)
     findings = AUTHORS_2020(evidence)
-    assert findings.settings["dimensions"] == 2
+    assert findings.provenance.settings["dimensions"] == 2
     assert findings.threshold == 0.4055
     assert np.array_equal(findings.flagged, planted)
     assert AUTHORS_2020(one_class([380, 0])[0]).verdict == "clean"
@@ -163,7 +163,7 @@ def test_exre_flags_what_a_network_without_it_takes_for_another_class(own, flagg
     assert row["examined"] == 80
     assert row["changed"] == pytest.approx(1 - own / 80)
     assert row["destinations"] == [0, 80 - own]
-    assert "retrain" not in findings.settings
+    assert "retrain" not in findings.provenance.settings
 
 
 def test_exre_threshold_is_l_over_p():

@@ -219,7 +219,7 @@ def test_as_many_clean_queries_are_refused_as_asked(classifier, statistic):
     layers = ("look", "decide")
     guard = Ada(layers, statistic, false_positive_rate=0.1).fit(classifier, drawn(3000, 0))
     fresh = drawn(6000, 1)
-    held = guard.settings["held_out_images"]
+    held = guard.provenance.settings["held_out_images"]
     place = int(np.ceil((held + 1) * 0.9))
     low, high = betabinom(len(fresh), held + 1 - place, place).interval(0.999)
     assert low <= guard.check(fresh.images).rejected.sum() <= high

@@ -1,16 +1,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 
 import undoor
-import undoor.findings.findings as findings_module
 from conftest import QUICKLY, make_dataset
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
-from undoor.defenses.training_set.controls import perfect_filter, random_filter
+from undoor.defenses.training_set.controls import PerfectRemoval, RandomRemoval
 from undoor.errors import UndoorError
 from undoor.experiments import cells as cells_module
 from undoor.experiments import suites
@@ -21,14 +19,15 @@ from undoor.experiments.runner import STAGES, Bench
 from undoor.experiments.store import Store, unpack
 from undoor.experiments.suites import CI, CONTENDERS, EXRE, Suite, suite
 from undoor.filters import Average, Median
+from undoor.findings import provenance
 from undoor.networks.recipes import PRESETS
 
 CELLS = (Cell("multiple-source", 0.4, ablations=True), Cell("clean"))
 TRIED = (
     Contender(CI, lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), retrain=True),
     Contender("median", lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), image_filter=Median(3)),
-    Contender("random filter", lambda known: partial(random_filter, count=7, seed=known.seed), retrain=True),
-    Contender("perfect filter", lambda known: partial(perfect_filter, poisoned=known.poisoned), True, True),
+    Contender("random removal", lambda known: RandomRemoval(7, known.seed), retrain=True),
+    Contender("perfect removal", lambda known: PerfectRemoval(known.poisoned), True, True),
 )
 
 
@@ -68,7 +67,7 @@ def test_every_cell_and_contender_is_done(finished):
     }
     assert len(store.all("victims")) == 2
     assert len(store.all("findings")) == 7
-    perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect filter" and f["attack"])
+    perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect removal" and f["attack"])
     assert (perfect["truth"]["tp"], perfect["truth"]["fp"], perfect["oracle"]) == (10, 0, True)
     assert unpack(perfect["mask"], 70).tolist() == [False] * 60 + [True] * 10
     assert store.read("retrained", retrained_key(perfect))["kept"] == 60
@@ -84,10 +83,10 @@ def test_what_is_measured_of_a_victim(finished):
     assert clean["attack"] is None
 
 
-def test_the_perfect_filter_needs_no_training_beside_the_clean_victim(finished, monkeypatch):
+def test_the_perfect_removal_needs_no_training_beside_the_clean_victim(finished, monkeypatch):
     store, _ = finished
     monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
-    perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect filter" and f["attack"])
+    perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect removal" and f["attack"])
     store.path("retrained", retrained_key(perfect)).unlink()
     assert Bench(make_suite(), store).run().finished
     clean = next(one for one in store.all("victims").values() if one["name"] == "clean-s0")
@@ -221,7 +220,7 @@ class Slow:
         for _ in range(1000):
             self.clock[0] += 1
             self.check()
-        return random_filter(evidence, count=7)
+        return RandomRemoval(7)(evidence)
 
 
 def test_the_budget_ends_a_defence_that_takes_minutes(tmp_path, monkeypatch):
@@ -239,14 +238,14 @@ def test_the_budget_ends_a_defence_that_takes_minutes(tmp_path, monkeypatch):
 
 def test_without_package_metadata_a_cell_runs_to_its_end(tmp_path, monkeypatch):
     # As where the sources lie on the path and nothing is installed.
-    real = findings_module.version
+    real = provenance.version
 
     def version(name):
         if name == "undoor":
             raise PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(findings_module, "version", version)
+    monkeypatch.setattr(provenance, "version", version)
     assert Bench(make_suite(cells=CELLS[1:]), Store(tmp_path)).run().finished
     assert {one["versions"]["undoor"] for one in Store(tmp_path).all("findings").values()} == {undoor.__version__}
 
@@ -336,7 +335,11 @@ def test_the_grid_is_the_papers():
         ("quick", {"cells": "x*"}, "no cell is called 'x\\*'; the first are"),
         ("quick", {"preset": "slow"}, "no preset 'slow'"),
         ("quick", {"contenders": ("SS",)}, "no contender is called SS; there are ci, ci-one-look, "),
-        ("quick", {"contenders": ("random-filter",)}, "random-filter removes as many images as ci flags; name ci too"),
+        (
+            "quick",
+            {"contenders": ("random-removal",)},
+            "random-removal removes as many images as ci flags",
+        ),
     ],
 )
 def test_what_a_suite_cannot_be(name, options, told):

@@ -423,8 +423,8 @@ def test_bench_in_small(run, tmp_path):
         assert found["attack_success_rate"] >= 0.9
         assert found["tpr"] >= 0.95
         assert found["fpr_all_classes"] <= 0.005
-        assert rows.loc[scenario, "perfect filter"]["tpr"] == 1
-        assert rows.loc[scenario, "random filter"]["tpr"] < 0.3
+        assert rows.loc[scenario, "perfect removal"]["tpr"] == 1
+        assert rows.loc[scenario, "random removal"]["tpr"] < 0.3
     assert (out / "README.md").exists()
 
 

@@ -1,10 +1,13 @@
 """What the poisons are that a defence misses, counted on findings that are written down by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from undoor.experiments.condensed import missed
 from undoor.findings.findings import Findings
+from undoor.findings.provenance import Provenance
 from undoor.findings.tables import no_clusters
 
 
@@ -28,7 +31,8 @@ def test_every_missed_poison_is_counted_once():
         }
     )  # fmt: skip
     clusters = pd.DataFrame([dict.fromkeys(no_clusters(), 0) | {"class": 1, "cluster": c} for c in range(4)])
-    found = Findings("some method", samples, clusters, ("a", "b"), 0.5, {}, 0, {})
+    provenance = Provenance(defense="some method", method_version=1, settings={})
+    found = Findings(provenance=provenance, samples=samples, clusters=clusters, class_names=("a", "b"), threshold=0.5)
     assert missed(found, poisoned) == {
         "not_learned": 2,
         "poisoned_clusters": 3,
@@ -36,7 +40,7 @@ def test_every_missed_poison_is_counted_once():
         "clean_clusters": 1,
         "no_cluster": 5,
     }
-    without = Findings("some method", samples, no_clusters(), ("a", "b"), 0.5, {}, 0, {})
+    without = replace(found, clusters=no_clusters())
     assert missed(without, poisoned) == {
         "not_learned": 2,
         "poisoned_clusters": 0,

@@ -7,46 +7,46 @@ from rich.console import Console
 import undoor
 from conftest import make_dataset, permuted
 from undoor.cli import terminal
-from undoor.defenses.training_set import SpectralSignatures, perfect_filter, random_filter
+from undoor.defenses.training_set import PerfectRemoval, RandomRemoval, SpectralSignatures
 from undoor.errors import UndoorError
 from undoor.filters import Average
 from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS
 from undoor.report import render_report
 
 
-def test_random_filter_flags_its_count_and_knows_nothing(planted):
+def test_random_removal_flags_its_count_and_knows_nothing(planted):
     n = len(planted.evidence.labels)
     rates = []
     for seed in range(20):
-        findings = random_filter(planted.evidence, 60, seed)
+        findings = RandomRemoval(60, seed)(planted.evidence)
         assert findings.flagged.sum() == 60
         assert findings.flagged.tolist() == (findings.samples["score"] > findings.threshold).tolist()
         rates.append(findings.against(planted.poisoned).truth["auroc"])
     assert np.mean(rates) == pytest.approx(0.5, abs=0.05)
     assert np.array_equal(
-        random_filter(planted.evidence, 60, 3).flagged, random_filter(planted.evidence, 60, 3).flagged
+        RandomRemoval(60, 3)(planted.evidence).flagged, RandomRemoval(60, 3)(planted.evidence).flagged
     )
-    assert not random_filter(planted.evidence, 0).flagged.any()
-    assert random_filter(planted.evidence, n).flagged.all()
+    assert not RandomRemoval(0)(planted.evidence).flagged.any()
+    assert RandomRemoval(n)(planted.evidence).flagged.all()
     order = np.random.default_rng(0).permutation(n)
-    again = random_filter(permuted(planted.evidence, order), 60)
-    assert np.array_equal(random_filter(planted.evidence, 60).flagged[order], again.flagged)
+    again = RandomRemoval(60)(permuted(planted.evidence, order))
+    assert np.array_equal(RandomRemoval(60)(planted.evidence).flagged[order], again.flagged)
     with pytest.raises(UndoorError, match="count from 0 to"):
-        random_filter(planted.evidence, n + 1)
+        RandomRemoval(n + 1)(planted.evidence)
 
 
-def test_perfect_filter_flags_the_truth(planted):
-    findings = perfect_filter(planted.evidence, planted.poisoned)
+def test_perfect_removal_flags_the_truth(planted):
+    findings = PerfectRemoval(planted.poisoned)(planted.evidence)
     counts = findings.against(planted.poisoned).truth
     assert (counts["tpr"], counts["fpr_all_classes"], counts["auroc"]) == (1, 0, 1)
     assert findings.flagged.tolist() == (findings.samples["score"] > findings.threshold).tolist()
     with pytest.raises(UndoorError, match=r"truth has shape \(3,\)"):
-        perfect_filter(planted.evidence, planted.poisoned[:3])
+        PerfectRemoval(planted.poisoned[:3])(planted.evidence)
 
 
 @pytest.mark.parametrize(
     "method",
-    [SpectralSignatures(), lambda e: random_filter(e, 5), lambda e: perfect_filter(e, e.labels == 1)],
+    [SpectralSignatures(), RandomRemoval(5), lambda e: PerfectRemoval(e.labels == 1)(e)],
     ids=["spectral signatures", "random", "perfect"],
 )
 def test_findings_without_clusters_are_shown_and_written(tmp_path, planted, monkeypatch, method):

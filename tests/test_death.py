@@ -82,7 +82,7 @@ def same_findings(out):
     scanned, left = read_ids(out)
     assert len(scanned) == len(found.samples)
     assert len(left) == int((~found.flagged).sum())
-    return found.samples.to_json(), found.clusters.to_json(), found.curves.to_json(), found.seed
+    return found.samples.to_json(), found.clusters.to_json(), found.curves.to_json(), found.provenance.seed
 
 
 def write_several(out, kind):

@@ -13,7 +13,7 @@ import pytest
 from conftest import QUICKLY, plant
 from test_bench import TRIED, make_suite, results
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
-from undoor.defenses.training_set.controls import random_filter
+from undoor.defenses.training_set.controls import RandomRemoval
 from undoor.engine import Engine, as_finished, map_items, one_thread
 from undoor.errors import UndoorError
 from undoor.evidence.collect import collect
@@ -250,7 +250,7 @@ def hanging(evidence, folder, doomed):
         Path(folder, "hangs").touch()
         time.sleep(600)
     wait_for(Path(folder, "killed").exists)
-    return random_filter(evidence, count=3, seed=0)
+    return RandomRemoval(3)(evidence)
 
 
 def contents(store):

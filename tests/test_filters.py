@@ -111,3 +111,20 @@ def test_names(text, expected):
 def test_wrong_names_are_told(text):
     with pytest.raises(UndoorError, match="no filter is called"):
         parse_filter(text)
+
+
+@pytest.mark.parametrize(
+    "h",
+    [
+        *(Average(), Average(3, "zero"), Median(), Median(5, "zero"), Gaussian(), Gaussian(0.8, "zero")),
+        *(Noise(), Noise(12.5), Quantise(), Quantise(16)),
+    ],
+)
+def test_a_filter_is_written_as_it_is_read(h):
+    assert parse_filter(str(h)) == h
+
+
+def test_how_filters_are_written():
+    assert [str(h) for h in (Average(), Average(2, "zero"), Gaussian(0.8), Noise(8.0), Quantise())] == [
+        "average:2", "average:2:zero", "gaussian:0.8", "noise:8", "quantise:8"
+    ]  # fmt: skip

@@ -36,8 +36,8 @@ def test_files_of_the_contract(tmp_path, findings):
 def test_summary_of_the_contract(findings, planted):
     summary = json.loads(json.dumps(findings.timed({"evidence": 1.0}).summary(), allow_nan=False))
     assert set(summary) == {
-        "schema_version", "defense", "verdict", "classes_flagged", "samples", "flagged", "threshold", "settings",
-        "seed", "versions", "seconds", "truth", "image_filter", "class_names", "learned", "doubts",
+        "schema_version", "defense", "method_version", "verdict", "classes_flagged", "samples", "flagged", "threshold",
+        "settings", "seed", "versions", "seconds", "truth", "image_filter", "class_names", "learned", "doubts",
     }  # fmt: skip
     assert summary["verdict"] == "poisoned"
     assert summary["classes_flagged"] == ["class1"]

@@ -14,7 +14,7 @@ import undoor
 from conftest import QUICKLY, make_dataset, plant
 from test_readers import write_folder
 from undoor.attacks import Attack, poison
-from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures, random_filter
+from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, RandomRemoval, SpectralSignatures
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.integrations import from_dataset, issues, sarif_log, to_dataset
 from undoor.integrations.sarif import LOCATIONS, address
@@ -42,7 +42,7 @@ DEFENSES = {
     "activation clustering": ActivationClustering("relative-size"),
     "exre": ActivationClustering("exre", retrain=lambda kept: np.where(kept, 1, 0)),
     "spectral signatures": SpectralSignatures(),
-    "random filter": lambda evidence: random_filter(evidence, 20),
+    "random removal": RandomRemoval(20),
 }
 
 
@@ -180,7 +180,7 @@ def test_sarif_of_findings_on_files(findings, valid, tmp_path, monkeypatch):
         f"{len(flagged)} of {(found.samples['label'] == 1).sum()} images labelled class1" in result["message"]["text"]
     )
     # Scanned once more with another seed, the result is the same one to a code-scanning page.
-    again = sarif_log(replace(found, seed=3), "my data")["runs"][0]["results"][0]
+    again = sarif_log(replace(found, provenance=replace(found.provenance, seed=3)), "my data")["runs"][0]["results"][0]
     assert again["partialFingerprints"] == result["partialFingerprints"]
 
 

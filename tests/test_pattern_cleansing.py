@@ -96,5 +96,5 @@ def test_settings_are_the_inspection_s(data):
     defense = PatternCleansing(Classifier(model, layer="linear"), data.images, ReverseEngineering(images=5, level=1e-6))
     findings = defense(evidence_of(model, data))
     assert findings.verdict == "clean"  # no p is that small
-    assert findings.settings["inspection"]["images"] == 5
+    assert findings.provenance.settings["inspection"]["images"] == 5
     assert data.images.shape[2:] == (SIZE, SIZE)

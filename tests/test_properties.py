@@ -28,6 +28,7 @@ from undoor.errors import UndoorError
 from undoor.experiments.store import Store, digest
 from undoor.filters import Average, Gaussian, Median, Noise, Quantise, parse_filter
 from undoor.findings.findings import Findings
+from undoor.findings.provenance import Provenance
 from undoor.findings.reading import read_findings, read_ids
 from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS, VIEW_COLUMNS, curve_table
 
@@ -246,9 +247,14 @@ def test_findings_are_read_as_they_were_written(drawn):
     label = labels[0]  # a cluster is one of samples
     clusters = pd.DataFrame([(label, "äb"[label], 0, 1, 3, 2, 0.5, 0.7, [0, 1], True)], columns=list(CLUSTER_COLUMNS))
     findings = Findings(
-        "ci", pd.DataFrame(rows, columns=[*SAMPLE_COLUMNS, *VIEW_COLUMNS]), clusters, ("ä", "b"), 0.5, {"seed": 0}, 3,
-        {"evidence": 1.5}, curves=curve_table([(0, 1, 2, 1, 3.5)]), image_filter="Average(size=2)",
-    )  # fmt: skip
+        provenance=Provenance(defense="ci", method_version=4, settings={"seed": 0}, seed=3, seconds={"evidence": 1.5}),
+        samples=pd.DataFrame(rows, columns=[*SAMPLE_COLUMNS, *VIEW_COLUMNS]),
+        clusters=clusters,
+        class_names=("ä", "b"),
+        threshold=0.5,
+        curves=curve_table([(0, 1, 2, 1, 3.5)]),
+        image_filter="average:2",
+    )
     with folder() as here:
         findings.write(here, "<p>")
         again = read_findings(here)

@@ -18,6 +18,7 @@ from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, 
 from undoor.errors import UndoorError
 from undoor.filters import Average, Median
 from undoor.findings.maps import class_map, viewed
+from undoor.findings.provenance import Provenance
 from undoor.findings.reading import read_findings
 from undoor.report import SHEET, charts, pictures, render_report, render_result
 from undoor.report.page import packed
@@ -237,7 +238,7 @@ def test_report_is_written_again_from_a_folder(planted, tmp_path):
     with pytest.raises(UndoorError, match="are of other images than the data"):
         rewrite_report(tmp_path, dataset.take(np.arange(10)))
     write_findings(replace(findings, image_filter="planted"), dataset, Median(), tmp_path, overwrite=True)
-    with pytest.raises(UndoorError, match="no filter of undoor is called 'planted'"):
+    with pytest.raises(UndoorError, match="no filter is called 'planted'"):
         rewrite_report(tmp_path, dataset)
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UndoorError, match=r"cannot be read: .*; scan again"):
@@ -269,7 +270,13 @@ def test_large_sets_stay_below_six_megabytes():
             for (k, c), size in sizes.items()
         ]
     )  # fmt: skip
-    findings = undoor.Findings("cluster_impurity", samples, clusters, names, 0.5, {"decision": "plain"}, 0)
+    findings = undoor.Findings(
+        provenance=Provenance(defense="cluster_impurity", method_version=1, settings={"decision": "plain"}),
+        samples=samples,
+        clusters=clusters,
+        class_names=names,
+        threshold=0.5,
+    )
     html = render_report(findings, undoor.Dataset(images, labels, names, ids), Average())
     assert len(html.encode()) < 6_000_000
 

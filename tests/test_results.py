@@ -25,7 +25,7 @@ RECIPE = {
     "name": "fast", "epochs": 6, "batch_size": 128, "optimizer": "sgd", "learning_rate": 0.2, "schedule": "one-cycle",
     "weight_decay": 0.0005, "augment": False, "normalisation": "channel", "precision": "bf16",
 }  # fmt: skip
-ORACLES = ("perfect filter", "SS, target class", "SS, 1.5 ε of target class", "AC, smaller cluster of target class")
+ORACLES = ("perfect removal", "SS, target class", "SS, 1.5 ε of target class", "AC, smaller cluster of target class")
 CLEAN, POISONS = 1000, 100
 
 
@@ -81,7 +81,7 @@ def add_found(store, cell, contender, tp=0, fp=0, *, suite="paper", data="CIFAR-
         {
             **describe(cell, suite, data),
             "contender": contender, "oracle": contender in ORACLES, "retrain": True, "victim": f"v-{cell.name}",
-            "filter": "Average(size=2)", "flagged": int(flagged.sum()), "samples": len(flagged),
+            "filter": "average:2", "flagged": int(flagged.sum()), "samples": len(flagged),
             "threshold": 0.5, "classes_flagged": ["0"] if flagged.any() else [], "mask": pack(flagged),
             "clusters": clusters if contender.startswith("CI") else [],
             "roc": [[0.0, 0.0], [0.001, tp / poisons], [0.1, 1.0], [1.0, 1.0]] if poisons else [],
@@ -117,8 +117,8 @@ def rich_store(root, seeds=(0, 1, 2), sizes=(0.15, 0.25)):
                 add_found(store, cell, "SS", 40, 450, after=0.6 + 0.1 * seed)
                 add_found(store, cell, "SS, target class", 45, 50, after=0.5)
                 add_found(store, cell, "AC, smaller cluster of target class", 70, 10)
-                add_found(store, cell, "random filter", 9, 81, after=0.94)
-                add_found(store, cell, "perfect filter", 100, 0, after=0.0)
+                add_found(store, cell, "random removal", 9, 81, after=0.94)
+                add_found(store, cell, "perfect removal", 100, 0, after=0.0)
     add_found(store, Cell("multiple-source", 0.25, 0), "CI, not conditioned", 80, 3)
     return store
 
@@ -219,7 +219,7 @@ def test_oracle_settings_are_marked_everywhere(readme):
 def test_controls_stand_in_every_cell_and_missing_cells_are_told(readme):
     parts = re.findall(r"^#### .*$", readme, flags=re.MULTILINE)
     assert len(parts) == 4
-    assert readme.count("| random filter |") + readme.count("| *random filter* |") == 4
+    assert readme.count("| random removal |") + readme.count("| *random removal* |") == 4
     assert "1 of the suite's 2 cells have a victim. Missing: single-source-0.40-s0." in readme
     assert ["0.40", "–", "CI", "–", "–", "–"] in rows(section(readme, "Table 1"))
 

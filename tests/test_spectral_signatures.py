@@ -66,7 +66,7 @@ def test_every_class_gives_its_share():
     findings = SpectralSignatures(0.15)(planted.evidence)
     shares = findings.samples.groupby("label")["flagged"].mean()
     assert np.allclose(shares, 0.15, atol=0.01)
-    assert findings.settings == {"share": 0.15, "classes": None}
+    assert findings.provenance.settings == {"share": 0.15, "classes": None}
     named = SpectralSignatures(0.15, ("class1",))(planted.evidence).samples
     ours = planted.evidence.labels == 1
     pd.testing.assert_frame_equal(named[ours], findings.samples[ours])

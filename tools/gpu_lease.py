@@ -65,7 +65,7 @@ def smoke(
 
     from undoor.data.readers import read
     from undoor.experiments.store import hardware
-    from undoor.findings.findings import versions
+    from undoor.findings.provenance import versions
 
     keep("device", hardware())
     keep("versions", versions())

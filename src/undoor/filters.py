@@ -34,6 +34,16 @@ def _pad(images: Tensor, size: int, edge: Edge) -> Tensor:
     return F.pad(images, (before, after, before, after), mode=mode)
 
 
+def _shortest(number: float) -> str:
+    """Return a number as the shortest text that is read back as the same number."""
+    return repr(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def _edge(edge: Edge) -> str:
+    """Return how an edge is written: not at all, where it is the usual one."""
+    return "" if edge == "replicate" else f":{edge}"
+
+
 @dataclass(frozen=True)
 class Average:
     """Mean over a ``size`` × ``size`` window; 2 is the paper's.
@@ -44,6 +54,9 @@ class Average:
 
     size: int = 2
     edge: Edge = "replicate"
+
+    def __str__(self) -> str:
+        return f"average:{self.size}{_edge(self.edge)}"
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""
@@ -56,6 +69,9 @@ class Median:
 
     size: int = 3
     edge: Edge = "replicate"
+
+    def __str__(self) -> str:
+        return f"median:{self.size}{_edge(self.edge)}"
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""
@@ -71,6 +87,9 @@ class Gaussian:
 
     sigma: float = 1.0
     edge: Edge = "replicate"
+
+    def __str__(self) -> str:
+        return f"gaussian:{_shortest(self.sigma)}{_edge(self.edge)}"
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""
@@ -93,6 +112,9 @@ class Noise:
     amplitude: float = 8.0
     seed: int = 0
 
+    def __str__(self) -> str:
+        return f"noise:{_shortest(self.amplitude)}"
+
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -105,6 +127,9 @@ class Quantise:
     """Rounding to ``levels`` equally spaced values."""
 
     levels: int = 8
+
+    def __str__(self) -> str:
+        return f"quantise:{self.levels}"
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""

@@ -1,6 +1,5 @@
 """The main job: a network and its training set in, findings out."""
 
-import ast
 import time
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
 from undoor.engine import Engine
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.evidence.collect import collect
-from undoor.filters import Average, Filter, Gaussian, Median, Noise, Quantise
+from undoor.filters import Average, Filter, parse_filter
 from undoor.findings import notebook
 from undoor.findings.findings import Findings
 from undoor.findings.maps import viewed
@@ -90,16 +89,5 @@ def rewrite_report(folder: Path, dataset: Dataset) -> Path:
     if findings.samples["id"].tolist() != dataset.ids.tolist() or findings.class_names != dataset.class_names:
         raise UndoorError(f"the findings in {folder} are of other images than the data; give the data that was scanned")
     with claimed(folder):
-        write_text(folder / "report.html", render_report(findings, dataset, _filter_named(findings.image_filter)))
+        write_text(folder / "report.html", render_report(findings, dataset, parse_filter(findings.image_filter)))
     return folder / "report.html"
-
-
-def _filter_named(name: str) -> Filter:
-    """Return the filter whose name, ``str(filter)``, is given."""
-    try:
-        kind, _, settings = name.partition("(")
-        words = ast.parse(f"dict({settings}", mode="eval").body.keywords  # type: ignore[attr-defined] # it is a call
-        filters: dict[str, type[Filter]] = {h.__name__: h for h in (Average, Median, Gaussian, Noise, Quantise)}
-        return filters[kind](**{word.arg: ast.literal_eval(word.value) for word in words})
-    except (SyntaxError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UndoorError(f"no filter of undoor is called {name!r}; scan again with one that is") from error

@@ -45,7 +45,7 @@ for name, (change, told) in {
     "findings of fewer classes": (lambda said: said.update(class_names=["a"]), "what is no class"),
     "findings with a filter that is code": (
         lambda said: said.update(image_filter="Average(size=__import__('os').system('echo ran > marker'))"),
-        "no filter of undoor",
+        "no filter is called",
     ),
     "findings with settings for a terminal": (lambda said: said.update(settings={"a": "\x1b[31m"}), "control"),
 }.items():

@@ -21,7 +21,7 @@ def bench(
         str, typer.Option(help="patterns with commas, such as 'multiple-source-*': only these cells")
     ] = "*",
     contenders: Annotated[
-        str, typer.Option(help="patterns with commas, such as 'ci,ss*,perfect-filter': only these defences")
+        str, typer.Option(help="patterns with commas, such as 'ci,ss*,perfect-removal': only these defences")
     ] = "*",
     stages: Annotated[
         str, typer.Option(help="those of victims, findings, retraining and examinations that are worked on")

@@ -30,8 +30,9 @@ from undoor.experiments.examinations import Case, Examination, timed
 from undoor.experiments.measure import measure
 from undoor.experiments.store import Result, Store, code_digest, digest, hardware, unpack
 from undoor.filters import Average, Filter
-from undoor.findings.findings import Findings, versions
+from undoor.findings.findings import Findings
 from undoor.findings.metrics import attack_success_rate
+from undoor.findings.provenance import versions
 from undoor.mixtures.sweep import MixtureSettings
 from undoor.networks.architectures import default_network
 from undoor.networks.classifier import Classifier

@@ -23,8 +23,8 @@ def condensed(found: Findings, poisoned: NDArray[np.bool_]) -> Result:
     ]
     score, target = samples["score"].to_numpy(), samples["label"].isin(samples["label"][poisoned])
     return {
-        "defense": found.defense,
-        "settings": dict(found.settings),
+        "defense": found.provenance.defense,
+        "settings": dict(found.provenance.settings),
         "threshold": found.threshold,
         "flagged": int(found.flagged.sum()),
         "samples": len(samples),
@@ -35,7 +35,7 @@ def condensed(found: Findings, poisoned: NDArray[np.bool_]) -> Result:
         "missed": missed(found, poisoned),
         "roc": _roc(score, poisoned),
         "mask": pack(found.flagged),
-        "seconds": round(sum(found.seconds.values()), 3),
+        "seconds": round(sum(found.provenance.seconds.values()), 3),
     }
 
 

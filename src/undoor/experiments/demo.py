@@ -16,7 +16,8 @@ from undoor.data.readers import read
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.experiments.measure import Success, measure
 from undoor.filters import Average
-from undoor.findings.findings import Findings, refuse_findings, versions
+from undoor.findings.findings import Findings, refuse_findings
+from undoor.findings.provenance import versions
 from undoor.networks.recipes import recipe
 from undoor.networks.training import Step, train
 from undoor.scanning import scan, write_findings
@@ -43,7 +44,7 @@ class Demo:
             "before": self.before,
             "after": self.after,
             "truth": self.findings.truth,
-            "seed": self.findings.seed,
+            "seed": self.findings.provenance.seed,
             "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
             "versions": versions(),
         }
@@ -84,7 +85,7 @@ def demo(
     before = measure(model, test, attack)
     defense = ClusterImpurity(seed=seed, on_mixture=partial(on_count, "mixtures"))
     findings = scan(model, poisoned, defense, on_batch=partial(on_count, "evidence"))
-    seconds["scan"] = sum(findings.seconds.values())
+    seconds["scan"] = sum(findings.provenance.seconds.values())
     after = measure(fit("retrain", poisoned.take(~findings.flagged)), test, attack)
 
     result = Demo(attack, before, after, findings, seconds)

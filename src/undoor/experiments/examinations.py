@@ -124,7 +124,7 @@ def inspect(case: Case, control: bool = False) -> dict[str, Any]:
         "p": {rule: inference.p for rule, inference in found.inferences.items()},
         "nominal_p": {rule: inference.nominal for rule, inference in found.inferences.items()},
         "norms": [[None if np.isnan(value) else round(value, 4) for value in row] for row in norms.to_numpy()],
-        "settings": dict(found.settings),
+        "settings": dict(found.provenance.settings),
     }
 
 
@@ -158,7 +158,7 @@ def guard(case: Case, statistic: Kind) -> dict[str, Any]:
     method = Ada(statistic=statistic, false_positive_rate=REFUSED, seed=case.seed)
     fitted = method.fit(case.network, case.clean, on_batch=case.check, on_layer=case.check)
     rates = _refusals(case, lambda images: fitted.check(images).statistic, fitted.threshold)
-    return {**rates, "layers": list(fitted.layers), "settings": dict(fitted.settings)}
+    return {**rates, "layers": list(fitted.layers), "settings": dict(fitted.provenance.settings)}
 
 
 def softmax_guard(case: Case) -> dict[str, Any]:

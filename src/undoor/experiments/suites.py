@@ -3,7 +3,6 @@
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from undoor.data.dataset import Dataset
@@ -11,7 +10,7 @@ from undoor.data.readers import read
 from undoor.defenses.post_training import ReverseEngineering
 from undoor.defenses.training_set.activation_clustering import AUTHORS_2020, ActivationClustering
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
-from undoor.defenses.training_set.controls import perfect_filter, random_filter
+from undoor.defenses.training_set.controls import PerfectRemoval, RandomRemoval
 from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
 from undoor.defenses.training_set.spectral_signatures import (
     PERCENTILE_85_SHARE,
@@ -29,7 +28,7 @@ SINGLE_SIZES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
 MULTIPLE_SIZES = (0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
 """The sizes of Table 2."""
 
-CI, RANDOM = "CI", "random filter"
+CI, RANDOM = "CI", "random removal"
 FILTERS: dict[str, Filter] = {
     "2×2 average, zero padding": Average(2, "zero"),
     "3×3 average": Average(3),
@@ -53,12 +52,10 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("AC, 2020 variant", lambda known: replace(AUTHORS_2020, seed=known.seed)),
     Contender(
         RANDOM,
-        lambda known: partial(random_filter, count=known.flagged.get(CI, 0), seed=known.seed),
+        lambda known: RandomRemoval(known.flagged.get(CI, 0), known.seed),
         retrain=True,
     ),
-    Contender(
-        "perfect filter", lambda known: partial(perfect_filter, poisoned=known.poisoned), oracle=True, retrain=True
-    ),
+    Contender("perfect removal", lambda known: PerfectRemoval(known.poisoned), oracle=True, retrain=True),
     Contender("SS, target class", lambda known: SpectralSignatures(classes=known.classes), oracle=True),
     Contender(
         "SS, 1.5 ε of target class",

@@ -1,11 +1,9 @@
 """What a training-set defence found: a table of samples, a table of clusters, and how they came about."""
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,30 +11,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from undoor._version import __version__
 from undoor.errors import UndoorError
 from undoor.findings import notebook
 from undoor.findings.doubts import Doubt, doubts
 from undoor.findings.metrics import DetectionCounts, detection
-from undoor.findings.tables import curve_table
+from undoor.findings.provenance import Provenance
+from undoor.findings.tables import curve_table, no_clusters
 from undoor.storage.atomic import staged
 
-SCHEMA_VERSION = 1
 
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything that can change a result."""
-    packages = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "pillow")
-    # undoor may run from its sources, without being installed as a package.
-    return {"python": platform.python_version(), "undoor": __version__, **{name: version(name) for name in packages}}
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Findings:
     """The result of a training-set defence.
 
     Args:
-        defense: the name of the method.
+        provenance: of which method and settings, and how long it took.
         samples: one row a sample in the order of the data set; columns ``SAMPLE_COLUMNS``: id, label (int),
             predicted (int), cluster (int, within the class), score (float, high = suspicious), flagged; and where a
             report is to show it ``VIEW_COLUMNS``: filtered (int, the decision on the filtered image), x and y (float,
@@ -49,30 +38,22 @@ class Findings:
             each class, how many of these changes went there), flagged. No rows for methods without clusters.
         class_names: the K names.
         threshold: a cluster (or sample) is flagged when its impurity (or score) exceeds it.
-        settings: of the method, as plain values.
-        seed: of the method.
-        seconds: by stage.
         truth: counts against the truth; None where it is unknown. Filled in after the defence has finished.
         curves: one row a number of components that was tried; columns ``CURVE_COLUMNS``: class (int), look,
             dimensions (of the features in that look), components, criterion (in nats, the lowest wins).
         image_filter: the name of the filter whose decisions are in the column filtered; empty where there is none.
-        versions: of everything that can have changed the result.
         pictures: PNG of some samples, by row, for notebooks; they are not written.
 
     """
 
-    defense: str
+    provenance: Provenance
     samples: pd.DataFrame
-    clusters: pd.DataFrame
+    clusters: pd.DataFrame = field(default_factory=no_clusters)
     class_names: tuple[str, ...]
     threshold: float
-    settings: Mapping[str, Any]
-    seed: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
     truth: DetectionCounts | None = None
     curves: pd.DataFrame = field(default_factory=curve_table)
     image_filter: str = ""
-    versions: Mapping[str, str] = field(default_factory=versions)
     pictures: Mapping[int, bytes] = field(default_factory=dict, repr=False)
 
     @property
@@ -110,13 +91,15 @@ class Findings:
 
     def timed(self, seconds: Mapping[str, float]) -> "Findings":
         """Return these findings with the seconds of further stages added."""
-        return replace(self, seconds={**seconds, **self.seconds})
+        return replace(self, provenance=self.provenance.after(seconds))
 
     def summary(self) -> dict[str, Any]:
         """Return the content of ``summary.json``."""
+        provenance = self.provenance.summary()
         return {
-            "schema_version": SCHEMA_VERSION,
-            "defense": self.defense,
+            "schema_version": provenance.pop("schema_version"),
+            "defense": provenance.pop("defense"),
+            "method_version": provenance.pop("method_version"),
             "verdict": self.verdict,
             "classes_flagged": list(self.classes_flagged),
             "samples": len(self.samples),
@@ -124,13 +107,10 @@ class Findings:
             "threshold": self.threshold,
             "learned": round(float((self.samples["predicted"] == self.samples["label"]).mean()), 4),
             "doubts": [doubt.text for doubt in self.doubts],
-            "settings": dict(self.settings),
-            "seed": self.seed,
-            "versions": dict(self.versions),
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "truth": self.truth,
             "image_filter": self.image_filter,
             "class_names": list(self.class_names),
+            **provenance,
         }
 
     def write(self, folder: Path, report: str, *, overwrite: bool = False) -> None:

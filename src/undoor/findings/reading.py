@@ -12,6 +12,7 @@ import pyarrow as pa
 from undoor.errors import UndoorError, first_line
 from undoor.findings.findings import Findings
 from undoor.findings.metrics import DetectionCounts
+from undoor.findings.provenance import SCHEMA_VERSION, Provenance
 from undoor.findings.tables import REAL, TYPES, VIEW_COLUMNS
 from undoor.safe.limits import CLASSES, read_bytes, read_json, require_file, require_names
 from undoor.safe.parquet import read_columns
@@ -20,8 +21,8 @@ LIST_BYTES = 2**30
 """Bytes of a list of ids: two million of the longest ones."""
 
 SUMMARY_TYPES: dict[str, Any] = {
-    "defense": str, "class_names": list, "threshold": int | float, "settings": dict, "seed": int, "seconds": dict,
-    "image_filter": str, "versions": dict,
+    "defense": str, "method_version": int, "class_names": list, "threshold": int | float, "settings": dict, "seed": int,
+    "seconds": dict, "image_filter": str, "versions": dict,
 }  # fmt: skip
 
 
@@ -30,6 +31,8 @@ def read_findings(folder: Path) -> Findings:
     require_findings(folder)
     with _readable(folder):
         summary = read_json(folder / "summary.json")
+        if summary.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError("they were written by another version of undoor")
         for name, kind in SUMMARY_TYPES.items():
             if not isinstance(summary[name], kind) or isinstance(summary[name], bool):
                 raise ValueError(f"{name} in summary.json holds something else")
@@ -50,10 +53,22 @@ def read_findings(folder: Path) -> Findings:
         if not found.issuperset(zip(clusters["class"], clusters["cluster"], strict=True)):
             raise ValueError("clusters.parquet tells of a cluster that no sample is in")
         return Findings(
-            summary["defense"], samples, clusters, tuple(names), summary["threshold"],
-            summary["settings"], summary["seed"], summary["seconds"], _truth(summary["truth"]), curves,
-            summary["image_filter"], summary["versions"],
-        )  # fmt: skip
+            provenance=Provenance(
+                defense=summary["defense"],
+                method_version=summary["method_version"],
+                settings=summary["settings"],
+                seed=summary["seed"],
+                seconds=summary["seconds"],
+                versions=summary["versions"],
+            ),
+            samples=samples,
+            clusters=clusters,
+            class_names=tuple(names),
+            threshold=summary["threshold"],
+            truth=_truth(summary["truth"]),
+            curves=curves,
+            image_filter=summary["image_filter"],
+        )
 
 
 def _texts(value: Any, depth: int = 0) -> Iterator[str]:

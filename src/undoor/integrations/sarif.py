@@ -30,7 +30,7 @@ def sarif_log(findings: Findings, source: str) -> dict[str, Any]:
     """
     summary = findings.summary()
     rule = {
-        "id": f"undoor/{findings.defense}",
+        "id": f"undoor/{findings.provenance.defense}",
         "name": "BackdoorPoisoning",
         "shortDescription": {"text": "Training images that plant a backdoor"},
         "fullDescription": {
@@ -71,7 +71,7 @@ def _results(findings: Findings, source: str) -> list[dict[str, Any]]:
 
 def _result(findings: Findings, source: str, name: str, place: int, group: pd.DataFrame) -> dict[str, Any]:
     size = int((findings.samples["label"] == group["label"].iloc[0]).sum())
-    told = f"{len(group)} of {size} images labelled {name} are flagged by {findings.defense}"
+    told = f"{len(group)} of {size} images labelled {name} are flagged by {findings.provenance.defense}"
     properties: dict[str, Any] = {"class": name, "images": len(group), "threshold": findings.threshold}
     table = findings.clusters
     row = table[(table["class"] == group["label"].iloc[0]) & (table["cluster"] == group["cluster"].iloc[0])]
@@ -92,7 +92,7 @@ def _result(findings: Findings, source: str, name: str, place: int, group: pd.Da
     if len(ids) > LOCATIONS:
         told += f". The first {LOCATIONS} are named here, all in drop.txt"
     return {
-        "ruleId": f"undoor/{findings.defense}",
+        "ruleId": f"undoor/{findings.provenance.defense}",
         "ruleIndex": 0,
         "level": "error",
         "message": {"text": f"{told}."},
@@ -102,7 +102,7 @@ def _result(findings: Findings, source: str, name: str, place: int, group: pd.Da
             for one in named
         ],
         # The key is the one that GitHub tells results apart by.
-        "partialFingerprints": {"primaryLocationLineHash": _fingerprint(findings.defense, name, str(place))},
+        "partialFingerprints": {"primaryLocationLineHash": _fingerprint(findings.provenance.defense, name, str(place))},
         "properties": properties,
     }
 

@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from undoor.defenses.post_training.channels import (
 from undoor.defenses.post_training.pruned import Pruned
 from undoor.errors import UndoorError
 from undoor.findings.metrics import accuracy
+from undoor.findings.provenance import Provenance
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import Recipe
 from undoor.networks.training import Step, train
@@ -59,6 +60,8 @@ class FinePruning:
         seed: of the images held out, of their order in fine-tuning and of the random ranking.
 
     """
+
+    method_version: ClassVar[int] = 1
 
     layer: str | None = None
     ranking: Literal["dormant", "random"] = "dormant"
@@ -144,22 +147,27 @@ class FinePruning:
             }
         )
         return Pruned(
-            asdict(self),
-            channels,
-            order,
-            count,
-            curve,
-            before,
-            pruned,
-            tuned,
-            {
+            provenance=Provenance(
+                defense="fine_pruning",
+                method_version=self.method_version,
+                settings=asdict(self),
+                seed=self.seed,
+                seconds={"ranking": ranked - begun, "curve": measured - ranked, "tuning": ended - measured},
+            ),
+            channels=channels,
+            order=order,
+            count=count,
+            curve=curve,
+            before=before,
+            pruned=pruned,
+            tuned=tuned,
+            accuracies={
                 "before": float(accuracies[0]),
                 "pruned": float(accuracies[count]),
                 "tuned": accuracy(tuned.decide(held.images), held.labels),
             },
-            len(tuning),
-            len(held),
-            {"ranking": ranked - begun, "curve": measured - ranked, "tuning": ended - measured},
+            images_tuning=len(tuning),
+            images_held_out=len(held),
         )
 
     def _tune(

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from undoor.defenses.post_training.gamma_null import Inference, Rule
-from undoor.findings.findings import SCHEMA_VERSION, refuse_findings, versions
+from undoor.findings.findings import refuse_findings
+from undoor.findings.provenance import Provenance
 from undoor.report import Axis, render_result
 from undoor.safe.images import encode_png
 from undoor.storage.atomic import staged
@@ -27,7 +28,7 @@ PICTURE = 160
 """Pixels, at least, of the longer side of each of the three parts of a picture."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Inspection:
     """The result of reverse engineering.
 
@@ -43,9 +44,7 @@ class Inspection:
         level: a backdoor is detected at p ≤ ``level``.
         class_names: the K names.
         images: how many images of each class were used, by its name.
-        settings: of the method, as plain values.
-        seed: of the method.
-        seconds: by stage.
+        provenance: of which method and settings, and how long it took.
 
     """
 
@@ -57,9 +56,7 @@ class Inspection:
     level: float
     class_names: tuple[str, ...]
     images: Mapping[str, int]
-    settings: Mapping[str, Any]
-    seed: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    provenance: Provenance
 
     @property
     def p(self) -> float:
@@ -91,8 +88,7 @@ class Inspection:
     def summary(self) -> dict[str, Any]:
         """Return the content of ``summary.json``."""
         return {
-            "schema_version": SCHEMA_VERSION,
-            "method": "reverse_engineering",
+            **self.provenance.summary(),
             "verdict": self.verdict,
             "target": self.target,
             "sources": list(self.sources),
@@ -102,10 +98,6 @@ class Inspection:
             "inferences": {rule: self._told(inference) for rule, inference in self.inferences.items()},
             "pairs_that_never_reached_the_share": int((~self.pairs["reached"]).sum()),
             "images": dict(self.images),
-            "settings": dict(self.settings),
-            "seed": self.seed,
-            "versions": versions(),
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
         }
 
     def _told(self, inference: Inference) -> dict[str, Any]:

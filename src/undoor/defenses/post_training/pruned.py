@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from undoor.defenses.post_training.channels import Channels, decisions_along, silence
 from undoor.errors import UndoorError
-from undoor.findings.findings import SCHEMA_VERSION, versions
+from undoor.findings.provenance import Provenance
 from undoor.networks.classifier import Classifier
 from undoor.networks.weights import Architecture, save_model
 from undoor.report import render_result
@@ -21,12 +21,12 @@ from undoor.report.curve import write_curve
 from undoor.storage.atomic import staged
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Pruned:
     """What Fine-Pruning made of a network.
 
     Args:
-        settings: of the defence, as plain values.
+        provenance: of which method and settings, and how long it took.
         channels: those of the pruned layer.
         order: (C,), the channels in the order in which they are pruned.
         count: how many of them are pruned.
@@ -39,13 +39,12 @@ class Pruned:
         accuracies: on the clean images held out, of the three.
         images_tuning: number of clean images for ranking and fine-tuning.
         images_held_out: number of clean images for accuracy.
-        seconds: by stage.
         measured: what the experimenter knows of the three networks, such as clean accuracy and attack success
             rate on test images; None where nothing is known. Filled in after the defence has finished.
 
     """
 
-    settings: Mapping[str, Any]
+    provenance: Provenance
     channels: Channels
     order: NDArray[np.int64]
     count: int
@@ -56,7 +55,6 @@ class Pruned:
     accuracies: Mapping[str, float]
     images_tuning: int
     images_held_out: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, Any] | None = None
 
     def at(self, count: int) -> Classifier:
@@ -85,18 +83,13 @@ class Pruned:
     def summary(self) -> dict[str, Any]:
         """Return the result as plain values."""
         return {
-            "schema_version": SCHEMA_VERSION,
-            "defense": "fine_pruning",
+            **self.provenance.summary(),
             "layer": self.channels.convolution,
             "norms": list(self.channels.norms),
             "channels": self.channels.count,
             "pruned": self.order[: self.count].tolist(),
             "accuracy": dict(self.accuracies),
             "images": {"tuning": self.images_tuning, "held_out": self.images_held_out},
-            "settings": dict(self.settings),
-            "seed": self.settings["seed"],
-            "versions": versions(),
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "doubt": self.doubt,
             "measured": None if self.measured is None else dict(self.measured),
         }
@@ -115,7 +108,7 @@ class Pruned:
     @property
     def doubt(self) -> str | None:
         """What is wrong with the repaired network, in a sentence; None if accuracy has not fallen by too much."""
-        fallen, tolerance = self.accuracies["before"] - self.accuracies["tuned"], self.settings["tolerance"]
+        fallen, tolerance = self.accuracies["before"] - self.accuracies["tuned"], self.provenance.settings["tolerance"]
         if fallen <= tolerance:
             return None
         return (
@@ -153,10 +146,12 @@ class Pruned:
 
         """
         refuse_network(path, overwrite)
-        described = replace(architecture, recipe={**architecture.recipe, "fine_pruning": dict(self.settings)})
+        described = replace(
+            architecture, recipe={**architecture.recipe, "fine_pruning": dict(self.provenance.settings)}
+        )
         with staged(path.parent, last=path.name) as folder:
             self.curve.to_parquet(folder / f"{path.stem}-curve.parquet", index=False)
-            write_curve(self.curve, self.count, self.settings["tolerance"], folder / f"{path.stem}-curve")
+            write_curve(self.curve, self.count, self.provenance.settings["tolerance"], folder / f"{path.stem}-curve")
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n"
             (folder / f"{path.stem}.json").write_text(text, encoding="utf-8")
             drawn = (folder / f"{path.stem}-curve.png").read_bytes()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import permutations
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from undoor.defenses.post_training.gamma_null import Inference, Rule, infer
 from undoor.defenses.post_training.inspection import PAIR_COLUMNS, Inspection
 from undoor.defenses.post_training.perturbations import Descent, Forward, Images, OnPair, Pair, Perturbations
 from undoor.errors import UndoorError
+from undoor.findings.provenance import Provenance
 from undoor.networks.classifier import BATCH_SIZE, Classifier
 
 CANDIDATES = 4
@@ -61,6 +62,8 @@ class ReverseEngineering:
         batch_size: images a forward pass.
 
     """
+
+    method_version: ClassVar[int] = 1
 
     images: int = 50
     share: float = 0.9
@@ -125,17 +128,21 @@ class ReverseEngineering:
         settings = {name: value for name, value in asdict(self).items() if name not in ("seed", "batch_size")}
         settings["search"] = {"method": type(self.search).__name__, **settings["search"]}
         return Inspection(
-            _table(places, found, inferences[self.rule], self.rule, self.level, names),
-            found.patterns,
-            np.stack([some[0] for some in images.values()]),
-            inferences,
-            self.rule,
-            self.level,
-            names,
-            {name: len(some) for name, some in zip(names, images.values(), strict=True)},
-            settings,
-            self.seed,
-            {**seconds, "perturbations": sought - begun, "inference": time.perf_counter() - sought},
+            pairs=_table(places, found, inferences[self.rule], self.rule, self.level, names),
+            perturbations=found.patterns,
+            examples=np.stack([some[0] for some in images.values()]),
+            inferences=inferences,
+            rule=self.rule,
+            level=self.level,
+            class_names=names,
+            images={name: len(some) for name, some in zip(names, images.values(), strict=True)},
+            provenance=Provenance(
+                defense="reverse_engineering",
+                method_version=self.method_version,
+                settings=settings,
+                seed=self.seed,
+                seconds={**seconds, "perturbations": sought - begun, "inference": time.perf_counter() - sought},
+            ),
         )
 
     def _draw(self, classifier: Classifier, dataset: Dataset, label: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ The details below come from the paper's abstract and from general knowledge of i
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from undoor.data.dataset import Dataset
 from undoor.defenses.test_time.guard import Guard, Kind, layer_outputs, raw_statistics
 from undoor.defenses.test_time.null import Null, fit_null
 from undoor.errors import UndoorError
+from undoor.findings.provenance import Provenance
 from undoor.mixtures.sweep import MixtureSettings
 from undoor.networks.classifier import BATCH_SIZE, Classifier
 from undoor.networks.layers import deep_layers
@@ -48,6 +50,8 @@ class Ada:
         seed: which images are held out, and the starts of the mixtures.
 
     """
+
+    method_version: ClassVar[int] = 1
 
     layers: tuple[str, ...] | None = None
     statistic: Kind = "density"
@@ -112,13 +116,25 @@ class Ada:
         scales = np.where(reach > 0, reach, 1.0)
         largest = ((raw - centres[:, None]) / scales[:, None]).max(axis=0)
         threshold = conformal_quantile(largest, self.false_positive_rate)
+        counts = {"clean_images": len(clean), "held_out_images": len(held)}
         return Guard(
-            classifier, tuple(layers), tuple(nulls), self.statistic, centres, scales, threshold, clean.class_names,
-            clean.images.shape[1:],
-            {**asdict(self), "layers": list(layers), "clean_images": len(clean), "held_out_images": len(held)},
-            self.seed,
-            {"features": seen - begun, "nulls": time.perf_counter() - seen},
-        )  # fmt: skip
+            classifier=classifier,
+            layers=tuple(layers),
+            nulls=tuple(nulls),
+            kind=self.statistic,
+            centres=centres,
+            scales=scales,
+            threshold=threshold,
+            class_names=clean.class_names,
+            shape=clean.images.shape[1:],
+            provenance=Provenance(
+                defense="ada",
+                method_version=self.method_version,
+                settings={**asdict(self), "layers": list(layers), **counts},
+                seed=self.seed,
+                seconds={"features": seen - begun, "nulls": time.perf_counter() - seen},
+            ),
+        )
 
     def _require(self, clean: Dataset) -> None:
         classes = len(clean.class_names)

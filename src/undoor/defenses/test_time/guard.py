@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,14 +17,12 @@ from torch import Tensor
 
 from undoor.defenses.test_time.null import Null
 from undoor.errors import UndoorError, first_line
-from undoor.findings.findings import versions
+from undoor.findings.provenance import SCHEMA_VERSION, Provenance
 from undoor.mixtures.em import Mixtures
 from undoor.networks.classifier import BATCH_SIZE, Classifier
 from undoor.networks.layers import watched_inputs
 from undoor.safe.limits import CLASSES, parse_json, require_file, require_names
 from undoor.storage.atomic import atomic
-
-SCHEMA_VERSION = 1
 
 Kind = Literal["density", "kl"]
 
@@ -78,7 +76,7 @@ class Checked:
         return pd.DataFrame(columns)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Guard:
     """The fitted defence; ``guard.check(images)`` says which queries to refuse.
 
@@ -92,9 +90,7 @@ class Guard:
         threshold: of the largest statistic of all layers.
         class_names: K names.
         shape: (C, H, W) of the images.
-        settings: of the method, as plain values.
-        seed: of the method.
-        seconds: by stage.
+        provenance: of which method and settings, and how long it took.
 
     """
 
@@ -107,9 +103,7 @@ class Guard:
     threshold: float
     class_names: tuple[str, ...]
     shape: tuple[int, int, int]
-    settings: Mapping[str, Any]
-    seed: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    provenance: Provenance
 
     def statistic(self, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> NDArray[np.float64]:
         """Return the statistic, (N,), of (N, C, H, W) uint8 images; high = suspicious."""
@@ -144,8 +138,7 @@ class Guard:
     def summary(self) -> dict[str, Any]:
         """Return what describes the guard, as plain values."""
         return {
-            "schema_version": SCHEMA_VERSION,
-            "defense": "ada",
+            **self.provenance.summary(),
             "statistic": self.kind,
             "layers": list(self.layers),
             "components": [list(null.components) for null in self.nulls],
@@ -155,10 +148,6 @@ class Guard:
             "shape": list(self.shape),
             "fingerprint": self.classifier.fingerprint(),
             "classifier_layer": self.classifier.layer,
-            "settings": dict(self.settings),
-            "seed": self.seed,
-            "versions": versions(),
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
         }
 
     def write(self, path: Path, *, overwrite: bool = False) -> None:
@@ -196,10 +185,19 @@ class Guard:
             if described["statistic"] not in get_args(Kind) or not all(type(n) is int and n > 0 for n in shape):
                 raise ValueError("its statistic or the shape of its images is impossible")
             return cls(
-                classifier, layers, nulls, described["statistic"], centres, scales,
-                float(described["threshold"]), tuple(names), shape,
-                described["settings"], described["seed"], described["seconds"],
-            )  # fmt: skip
+                classifier=classifier,
+                layers=layers,
+                nulls=nulls,
+                kind=described["statistic"],
+                centres=centres,
+                scales=scales,
+                threshold=float(described["threshold"]),
+                class_names=tuple(names),
+                shape=shape,
+                provenance=Provenance(
+                    **{name: described[name] for name in ("defense", "method_version", "settings", "seed", "seconds")}
+                ),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise _no_guard(path, error) from error
 

@@ -56,7 +56,7 @@ def render_checked(guard: Guard, checked: Checked, images: NDArray[np.uint8], id
 
 
 def _notes(guard: Guard, rejected: int) -> Sequence[str]:
-    share = guard.settings["false_positive_rate"]
+    share = guard.provenance.settings["false_positive_rate"]
     notes = [
         f"A query is refused when its statistic exceeds {guard.threshold:.3f}; the guard was fitted to refuse "
         f"{share:.1%} of clean ones."

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from undoor.defenses.training_set.activation_clustering import ActivationClustering
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
-from undoor.defenses.training_set.controls import perfect_filter, random_filter
+from undoor.defenses.training_set.controls import PerfectRemoval, RandomRemoval
 from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
 from undoor.defenses.training_set.spectral_signatures import SpectralSignatures
 from undoor.evidence import Evidence
@@ -14,10 +14,10 @@ __all__ = [
     "ActivationClustering",
     "ClusterImpurity",
     "PatternCleansing",
+    "PerfectRemoval",
+    "RandomRemoval",
     "SpectralSignatures",
     "TrainingSetDefense",
-    "perfect_filter",
-    "random_filter",
 ]
 
 

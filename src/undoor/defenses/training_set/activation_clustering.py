@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
 from undoor.findings.findings import Findings
+from undoor.findings.provenance import Provenance
 from undoor.findings.tables import CLUSTER_COLUMNS
 
 Rule = Literal["smaller", "relative-size", "silhouette", "exre"]
@@ -156,6 +157,8 @@ class ActivationClustering:
 
     """
 
+    method_version: ClassVar[int] = 1
+
     rule: Rule = "smaller"
     threshold: float | None = None
     dimensions: int = 10
@@ -209,16 +212,19 @@ class ActivationClustering:
                 row["flagged"] = row["impurity"] > threshold
                 table.append(row)
                 score[smaller], flagged[smaller] = row["impurity"], row["flagged"]
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("retrain", "seed", "workers")}
         return Findings(
-            "activation_clustering",
-            sample_table(evidence, score, flagged, cluster),
-            pd.DataFrame(table, columns=list(CLUSTER_COLUMNS)),
-            evidence.class_names,
-            threshold,
-            {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("retrain", "seed", "workers")}
-            | {"threshold": given},
-            self.seed,
-            {"clusters": clustered - begun, "rule": time.perf_counter() - clustered},
+            provenance=Provenance(
+                defense="activation_clustering",
+                method_version=self.method_version,
+                settings={**settings, "threshold": given},
+                seed=self.seed,
+                seconds={"clusters": clustered - begun, "rule": time.perf_counter() - clustered},
+            ),
+            samples=sample_table(evidence, score, flagged, cluster),
+            clusters=pd.DataFrame(table, columns=list(CLUSTER_COLUMNS)),
+            class_names=evidence.class_names,
+            threshold=threshold,
         )
 
     def _examine(

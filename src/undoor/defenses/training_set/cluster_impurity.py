@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from math import log1p
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence, Outputs
 from undoor.findings.findings import Findings
+from undoor.findings.provenance import Provenance
 from undoor.findings.tables import CLUSTER_COLUMNS, curve_table
 from undoor.mixtures.sweep import Clustering, MixtureSettings, cluster, cluster_classes
 
@@ -124,6 +125,8 @@ class ClusterImpurity:
 
     """
 
+    method_version: ClassVar[int] = 1
+
     decision: Decision = "confident"
     threshold: float | None = None
     conditioned: bool = True
@@ -201,14 +204,17 @@ class ClusterImpurity:
         kept = asdict(replace(self, workers=None, on_mixture=None))  # neither is to be copied
         settings = {name: value for name, value in kept.items() if name not in ("seed", *EXECUTION)}
         return Findings(
-            "cluster_impurity",
-            samples,
-            clusters,
-            evidence.class_names,
-            threshold,
-            {**settings, "filter_name": filter_name},
-            self.seed,
-            {"mixtures": clustered - begun, "impurity": time.perf_counter() - clustered},
+            provenance=Provenance(
+                defense="cluster_impurity",
+                method_version=self.method_version,
+                settings={**settings, "filter_name": filter_name},
+                seed=self.seed,
+                seconds={"mixtures": clustered - begun, "impurity": time.perf_counter() - clustered},
+            ),
+            samples=samples,
+            clusters=clusters,
+            class_names=evidence.class_names,
+            threshold=threshold,
             curves=curve_table(curves),
         )
 

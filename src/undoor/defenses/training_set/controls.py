@@ -1,4 +1,10 @@
-"""Controls: what a filter that knows nothing, and one that knows everything, would achieve. They are no defences."""
+"""Controls: what is reached by removing images at random, and by removing exactly the poisoned ones.
+
+They are no defenses, but every table shows them beside the defenses.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,29 +13,67 @@ from undoor.defenses.training_set.per_class import sample_table
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
 from undoor.findings.findings import Findings
-from undoor.findings.tables import no_clusters
+from undoor.findings.provenance import Provenance
 
 
-def random_filter(evidence: Evidence, count: int, seed: int = 0) -> Findings:
-    """Flag ``count`` samples drawn at random from all classes; a defence must do better.
+@dataclass(frozen=True)
+class RandomRemoval:
+    """Flag samples that are drawn at random from all classes; a defense must do better.
 
     The draw goes by the ids and does not depend on the order of the samples.
+
+    Args:
+        count: how many samples are flagged.
+        seed: of the draw.
+
     """
-    n = len(evidence.labels)
-    if not 0 <= count <= n:
-        raise UndoorError(f"{count} of {n} samples cannot be drawn; give a count from 0 to {n}")
-    score = np.zeros(n)
-    score[np.argsort(evidence.ids, kind="stable")] = 1 + np.random.default_rng(seed).permutation(n)
-    samples = sample_table(evidence, score, score > n - count)
-    return Findings(
-        "random_filter", samples, no_clusters(), evidence.class_names, float(n - count), {"count": count}, seed
-    )
+
+    method_version: ClassVar[int] = 1
+
+    count: int
+    seed: int = 0
+
+    def __call__(self, evidence: Evidence, /) -> Findings:
+        """Flag the samples that are drawn."""
+        n = len(evidence.labels)
+        if not 0 <= self.count <= n:
+            raise UndoorError(f"{self.count} of {n} samples cannot be drawn; give a count from 0 to {n}")
+        score = np.zeros(n)
+        score[np.argsort(evidence.ids, kind="stable")] = 1 + np.random.default_rng(self.seed).permutation(n)
+        return Findings(
+            provenance=Provenance(
+                defense="random_removal",
+                method_version=self.method_version,
+                settings={"count": self.count},
+                seed=self.seed,
+            ),
+            samples=sample_table(evidence, score, score > n - self.count),
+            class_names=evidence.class_names,
+            threshold=float(n - self.count),
+        )
 
 
-def perfect_filter(evidence: Evidence, poisoned: NDArray[np.bool_]) -> Findings:
-    """Flag exactly the ``poisoned`` samples, (N,) bool: the best that any defence can do. It needs the truth."""
-    n = len(evidence.labels)
-    if poisoned.shape != (n,):
-        raise UndoorError(f"the truth has shape {poisoned.shape}, but there are {n} samples; give ({n},)")
-    samples = sample_table(evidence, poisoned.astype(np.float64), poisoned.astype(bool))
-    return Findings("perfect_filter", samples, no_clusters(), evidence.class_names, 0.5, {}, 0)
+@dataclass(frozen=True, eq=False)
+class PerfectRemoval:
+    """Flag exactly the poisoned samples: the best that any defense can do. It needs the truth.
+
+    Args:
+        poisoned: (N,) bool.
+
+    """
+
+    method_version: ClassVar[int] = 1
+
+    poisoned: NDArray[np.bool_] = field(repr=False)
+
+    def __call__(self, evidence: Evidence, /) -> Findings:
+        """Flag the poisoned samples."""
+        n = len(evidence.labels)
+        if self.poisoned.shape != (n,):
+            raise UndoorError(f"the truth has shape {self.poisoned.shape}, but there are {n} samples; give ({n},)")
+        return Findings(
+            provenance=Provenance(defense="perfect_removal", method_version=self.method_version, settings={}),
+            samples=sample_table(evidence, self.poisoned.astype(np.float64), self.poisoned.astype(bool)),
+            class_names=evidence.class_names,
+            threshold=0.5,
+        )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from undoor.defenses.training_set.per_class import sample_table
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
 from undoor.findings.findings import Findings
-from undoor.findings.tables import no_clusters
+from undoor.findings.provenance import Provenance
 from undoor.networks.classifier import Classifier
 
 Images = NDArray[np.uint8]
@@ -51,6 +52,8 @@ class PatternCleansing:
         on_pair: told about how many of how many class pairs are done.
 
     """
+
+    method_version: ClassVar[int] = 1
 
     classifier: Classifier | Callable[[], Classifier] = field(repr=False, compare=False, metadata={"data": True})
     images: Images = field(repr=False, compare=False, metadata={"data": True})
@@ -87,14 +90,16 @@ class PatternCleansing:
             score[rows] = self._held(rows, evidence.class_names.index(t), pattern)
         settings = {"inspection": asdict(self.inspection), "labelled": self.labelled}
         return Findings(
-            "pattern_cleansing",
-            sample_table(evidence, score, score > self.threshold),
-            no_clusters(),
-            evidence.class_names,
-            self.threshold,
-            settings | {"p": found.p, "target": found.target, "sources": list(found.sources)},
-            self.inspection.seed,
-            {"inspection": inspected - begun, "cleansing": time.perf_counter() - inspected},
+            provenance=Provenance(
+                defense="pattern_cleansing",
+                method_version=self.method_version,
+                settings=settings | {"p": found.p, "target": found.target, "sources": list(found.sources)},
+                seed=self.inspection.seed,
+                seconds={"inspection": inspected - begun, "cleansing": time.perf_counter() - inspected},
+            ),
+            samples=sample_table(evidence, score, score > self.threshold),
+            class_names=evidence.class_names,
+            threshold=self.threshold,
         )
 
     def _inspect(self, evidence: Evidence) -> Inspection:

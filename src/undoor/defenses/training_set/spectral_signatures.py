@@ -7,6 +7,7 @@ of the centred features follows: what lies far out along it is removed.
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from undoor.engine import map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
 from undoor.findings.findings import Findings
-from undoor.findings.tables import no_clusters
+from undoor.findings.provenance import Provenance
 
 POSTER_SHARE = 0.5
 """What Xiang, Miller, Kesidis (MLSP 2019) remove of a class when they compare."""
@@ -71,6 +72,8 @@ class SpectralSignatures:
 
     """
 
+    method_version: ClassVar[int] = 1
+
     share: float = POSTER_SHARE
     classes: tuple[str, ...] | None = None
 
@@ -89,14 +92,15 @@ class SpectralSignatures:
         for rows, scores in zip(members.values(), scored, strict=True):
             score[rows] = scores
         return Findings(
-            "spectral_signatures",
-            sample_table(evidence, score, score > 1),
-            no_clusters(),
-            evidence.class_names,
-            1.0,
-            asdict(self),
-            0,
-            {"scores": time.perf_counter() - begun},
+            provenance=Provenance(
+                defense="spectral_signatures",
+                method_version=self.method_version,
+                settings=asdict(self),
+                seconds={"scores": time.perf_counter() - begun},
+            ),
+            samples=sample_table(evidence, score, score > 1),
+            class_names=evidence.class_names,
+            threshold=1.0,
         )
 
 

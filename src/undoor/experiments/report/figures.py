@@ -28,8 +28,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "CI": {"color": BLUE, "marker": "o", "linestyle": "-"},
     "SS": {"color": RED, "marker": "s", "linestyle": "-"},
     "AC": {"color": GREEN, "marker": "^", "linestyle": "-"},
-    "random filter": {"color": GREY, "marker": "x", "linestyle": ":"},
-    "perfect filter": {"color": BLACK, "marker": "*", "linestyle": "-."},
+    "random removal": {"color": GREY, "marker": "x", "linestyle": ":"},
+    "perfect removal": {"color": BLACK, "marker": "*", "linestyle": "-."},
     "SS, target class": {"color": ORANGE, "marker": "D", "linestyle": "--", "markerfacecolor": "white"},
     "AC, smaller cluster of target class": {
         "color": PURPLE, "marker": "v", "linestyle": "--", "markerfacecolor": "white",
@@ -187,7 +187,7 @@ def roc(results: Results, scenario: str) -> Figure | None:
         one
         for one in results.found
         if one["roc"] and one["contender"] in STYLES and one["cell"]["keep_originals"]
-        and one["cell"]["scenario"] == scenario and one["contender"] != "perfect filter"
+        and one["cell"]["scenario"] == scenario and one["contender"] != "perfect removal"
     ]  # fmt: skip
     sizes = sorted({one["cell"]["size"] for one in found})
     if not sizes:

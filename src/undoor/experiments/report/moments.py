@@ -15,8 +15,8 @@ TRAINING_SET = {
     "SS": "the same",
     "AC": "the same",
     "RE": "the same, and the network's gradients",
-    "random filter": "nothing",
-    "perfect filter": "the truth",
+    "random removal": "nothing",
+    "perfect removal": "the truth",
 }
 
 HEADER = (
@@ -62,7 +62,7 @@ def _of_training_set(results: Results, name: str, attacked: set[str]) -> list[st
     columns = ("attack_success_rate", "retrained_attack_success_rate", "clean_accuracy", "retrained_clean_accuracy")
     line += [shown(found[column], 3, len(found)) for column in columns] + [shown(found["seconds"], 1)]
     oracle = " **oracle**" if found["oracle"].any() else ""
-    return [BEFORE_TRAINING, _named(name, name == "random filter") + oracle, TRAINING_SET[name], *line]
+    return [BEFORE_TRAINING, _named(name, name == "random removal") + oracle, TRAINING_SET[name], *line]
 
 
 def _of_network(results: Results, name: str, attacked: set[str]) -> list[str]:

@@ -240,11 +240,11 @@ def _defences(found: pd.DataFrame, attacked: pd.DataFrame) -> str:
     """Return one row a defence; the controls are always there."""
     header = ["defence", "TPR", "FPR, target class", "FPR, all classes", "AUROC", "AUROC, target class", "precision"]
     header += ["ASR before", "ASR after", "accuracy before", "accuracy after", "seconds"]
-    names = list(dict.fromkeys([*found["defense"], "random filter", "perfect filter"]))
+    names = list(dict.fromkeys([*found["defense"], "random removal", "perfect removal"]))
     lines = []
     for name in names:
         rows, n = found[found["defense"] == name], len(attacked)
-        line = [_named(name, name == "perfect filter" or bool(rows["oracle"].any())), *_rates(rows, n)]
+        line = [_named(name, name == "perfect removal" or bool(rows["oracle"].any())), *_rates(rows, n)]
         line += [shown(rows[name], 4, n) for name in ("auroc", "auroc_target_class")]
         line += [shown(rows["precision"], 3, n), _success(attacked)]
         line += [shown(rows["retrained_attack_success_rate"], 4, n), shown(attacked["clean_accuracy"], 4)]
