@@ -1,6 +1,6 @@
 """What a million, a hundred million and a billion images cost: measured constants, multiplied.
 
-``measure`` writes the constants of one device into a JSON file; ``write`` makes the tables of docs/cluster.md of
+``measure`` writes the constants of one device into a JSON file; ``write`` makes the tables of docs/ray.md of
 results/cluster/cpu.json and, where it exists, results/gpu/pass.json: the same command with ``--device cuda``.
 """
 
@@ -33,7 +33,7 @@ from undoor.networks.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = ROOT / "results" / "cluster" / "cpu.json", ROOT / "results" / "gpu" / "pass.json"
-PAGE = ROOT / "docs" / "cluster.md"
+PAGE = ROOT / "docs" / "ray.md"
 MARKS = ("<!-- arithmetic: written by benchmarks/cluster_arithmetic.py -->", "<!-- end of arithmetic -->")
 
 SIZES = {"10⁶": 10**6, "10⁸": 10**8, "10⁹": 10**9}
@@ -301,7 +301,7 @@ def measure(
 
 @app.command()
 def write(gpu_hour: Annotated[float, typer.Option(help="dollars, assumed")] = DOLLARS_A_GPU_HOUR) -> None:
-    """Write the tables into docs/cluster.md."""
+    """Write the tables into docs/ray.md."""
     text = tables(read(CPU), read(GPU) if GPU.exists() else None, gpu_hour)
     write_marked(PAGE, MARKS, text)
     print(text)

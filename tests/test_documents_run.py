@@ -15,7 +15,7 @@ from test_terminal import as_before, parse  # noqa: F401 - a fixture that is use
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-INTEGRATIONS, CLUSTER = DOCS / "integrations.md", DOCS / "cluster.md"
+INTEGRATIONS, CLUSTER = DOCS / "integrations.md", DOCS / "ray.md"
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = sorted(page for page in DOCS.glob("*.md") if FENCED.search(page.read_text(encoding="utf-8")))
 GUIDES = [page for page in PAGES if page not in (INTEGRATIONS, CLUSTER)]
