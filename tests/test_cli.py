@@ -351,7 +351,7 @@ def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp
     }[command]
     before = tree(tmp_path)
     ran = subprocess.run(
-        [sys.executable, "-m", "undoor.cli", command, data / "images.parquet", *map(str, arguments)],
+        [sys.executable, "-m", "undoor", command, data / "images.parquet", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -368,7 +368,7 @@ def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp
 
 def test_killed_training_resumes(data, tmp_path):
     out = tmp_path / "m.safetensors"
-    command = [sys.executable, "-m", "undoor.cli", "train", str(data / "images.parquet"), "--out", str(out)]
+    command = [sys.executable, "-m", "undoor", "train", str(data / "images.parquet"), "--out", str(out)]
     process = subprocess.Popen([*command, "--epochs", "150"], stderr=subprocess.DEVNULL)
     checkpoint = out.with_suffix(".checkpoint")
     while not checkpoint.exists() and process.poll() is None:

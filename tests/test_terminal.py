@@ -176,7 +176,7 @@ def in_a_terminal(*arguments, columns=80, **environment):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "undoor.cli", *map(str, arguments)],
+        [sys.executable, "-m", "undoor", *map(str, arguments)],
         stdin=theirs, stdout=theirs, stderr=theirs, cwd=Path(__file__).parent,
         env={**kept, "TERM": "xterm-256color", **environment},
     )  # fmt: skip
@@ -216,7 +216,7 @@ def test_no_color_is_respected(data, tmp_path):  # noqa: F811
 
 def test_a_pipe_is_shown_plain_lines(data, tmp_path):  # noqa: F811
     ran = subprocess.run(
-        [sys.executable, "-m", "undoor.cli", "train", data / "images", "--epochs", "2",
+        [sys.executable, "-m", "undoor", "train", data / "images", "--epochs", "2",
          "--out", tmp_path / "m.safetensors"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
