@@ -37,7 +37,9 @@ Network = Annotated[
     str | None,
     Option(help="Architecture: resnet20, small-cnn or package.module:factory, a function that returns the network."),
 ]
-Layer = Annotated[str | None, Option(help="The layer whose input is used as features. By default the last linear layer.")]
+Layer = Annotated[
+    str | None, Option(help="The layer whose input is used as features. By default the last linear layer.")
+]
 Split = Annotated[str, Option(help="The split to read, if the data has several.")]
 
 
