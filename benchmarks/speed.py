@@ -115,7 +115,7 @@ def scan(options: argparse.Namespace) -> dict:
     def command() -> None:
         with tempfile.TemporaryDirectory() as folder:
             words = ["scan", options.data, "--model", options.victim, "--out", f"{folder}/out", "--exit-zero"]
-            subprocess.run([sys.executable, "-m", "undoor.cli", *words], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "undoor", *words], check=True, capture_output=True)
 
     timed = in_turn(bare, command, options.repeats)
     timed.pop("results")

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 
 from conftest import make_dataset
-from test_cli import run  # noqa: F401 - a fixture
+from helpers.command_line import run  # noqa: F401 - a fixture
 from test_readers import write_folder
 from undoor.data.dataset import Dataset, row_ids
 from undoor.data.readers.images import decode_files

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 - fixtures are imported, and are parameters too
 import json
 import os
 import pickle
@@ -6,8 +7,7 @@ import resource
 import subprocess
 import sys
 import time
-import warnings
-from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,56 +19,14 @@ from safetensors.torch import save_file
 
 import undoor
 from conftest import Linear, make_dataset
-from test_readers import write_folder
-from undoor import cli
+from helpers.command_line import NETWORK, command_names, data, find_command, run, tree  # noqa: F401 - fixtures
+from helpers.image_folders import write_folder
 from undoor.attacks import write_attack
-from undoor.data.readers.parquet import write_parquet
-from undoor.errors import UndoorNotice
-from undoor.networks.recipes import PRESETS
-from undoor.networks.victims import fit_victim
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Return a function that runs the command line in this process: exit code, output, errors."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["undoor", *map(str, arguments)])
-        # As outside of the tests, notices are shown and not raised; what the command line replaces is put back.
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", UndoorNotice)
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder with images in three forms, a poisoned copy and a network."""
-    root = tmp_path_factory.mktemp("data")
-    dataset = make_dataset(n_per_class=30)
-    write_folder(dataset, root / "images")
-    write_parquet(dataset, root / "images.parquet")
-    names = np.array(dataset.class_names)
-    np.savez(root / "images.npz", images=dataset.images, labels=dataset.labels, class_names=names)
-    save_file(Linear().state_dict(), root / "linear.safetensors")
-    fit_victim(dataset, replace(PRESETS["fast"], epochs=6, batch_size=16), root / "victim.safetensors")
-    return root
-
-
-NETWORK = ("--network", "conftest:linear_network")
 
 
 def victim(data):
-    """Return the options that scan with a network trained on the images and a filter that ruins them."""
+    """Return options for a scan with a network that was trained on the images, and a filter that destroys them."""
     return "--model", data / "victim.safetensors", "--filter", "average:12"
-
-
-def tree(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
@@ -84,12 +42,9 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert "scan" in ran.stdout
 
 
-COMMANDS = ["demo", "poison", "train", "scan", "clean", "report", "inspect", "prune", "bench"]
-
-
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", "guard", *command_names()])
 def test_every_command_explains_itself(run, command):
-    code, out, _ = run(*filter(None, [command]), "--help")
+    code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert "Usage: undoor" in out
 
@@ -98,7 +53,29 @@ def test_version(run):
     assert run("--version")[:2] == (0, f"undoor {undoor.__version__}\n")
 
 
-def test_whole_way_on_a_parquet_set(run, data, tmp_path):
+def test_the_reference_of_the_command_line_is_current():
+    reference = import_module("write_cli_reference")
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run tools/write_cli_reference.py"
+    for command in command_names():
+        assert f"\n## undoor {command}\n" in reference.page()
+
+
+def test_training_data_is_read_from_the_training_split_and_clean_images_from_the_test_split():
+    splits = {}
+    for command in command_names():
+        defaults = {parameter.name: parameter.default for parameter in find_command(command)[0].params}
+        if "split" in defaults:
+            splits[command] = defaults["split"]
+    training = dict.fromkeys(("poison", "train", "scan", "clean", "report"), "train")
+    assert splits == training | dict.fromkeys(("inspect", "prune", "guard fit", "guard check"), "test")
+
+
+def test_the_module_is_the_command():
+    ran = subprocess.run([sys.executable, "-m", "undoor", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"undoor {undoor.__version__}\n"
+
+
+def test_the_way_from_poisoning_to_cleaning_on_a_parquet_set(run, data, tmp_path):
     poisoned, findings, kept = tmp_path / "poisoned", tmp_path / "findings", tmp_path / "kept"
     code, out, _ = run("poison", data / "images.parquet", "--out", poisoned, "--target", "class1", "--count", 12,
                        "--size", 0.6, "--position", "1,2", "--source", "class0")  # fmt: skip
@@ -153,18 +130,18 @@ def test_optimised_trigger(run, data, tmp_path):
 def test_scan_without_a_model_trains_one_and_keeps_it(run, data, tmp_path):
     out = tmp_path / "findings"
     code, _, err = run("scan", data / "images.npz", "--out", out, "--epochs", 8)
-    assert code in (0, 1)
+    assert code == {"clean": 0, "poisoned": 1}[json.loads((out / "summary.json").read_text())["verdict"]]
     assert "epoch 8/8" in err
     assert "victim.safetensors" in tree(out)
     assert not any(name.endswith((".checkpoint", ".part")) for name in tree(out))
     first = pd.read_parquet(out / "samples.parquet")
-    # Trained and scanned once more, elsewhere: the findings are the same.
+    # A second training and scan, into another folder, gives the same findings.
     run("scan", data / "images.npz", "--out", tmp_path / "again", "--epochs", 8)
     pd.testing.assert_frame_equal(first, pd.read_parquet(tmp_path / "again" / "samples.parquet"))
 
 
 @pytest.mark.parametrize("threshold", [1e-6, 50])
-def test_exit_code_tells_the_verdict(run, data, tmp_path, threshold):
+def test_the_exit_code_is_the_verdict(run, data, tmp_path, threshold):
     command = ("scan", data / "images", *victim(data), "--out", tmp_path / "f", "--decision", "plain",
                "--threshold", threshold)  # fmt: skip
     code, out, _ = run(*command)
@@ -301,7 +278,7 @@ BAD_INPUTS = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUTS, ids=list(BAD_INPUTS))
-def test_bad_input_is_told_in_one_line_and_nothing_is_written(run, data, tmp_path, case):
+def test_bad_input_is_an_error_of_one_line_and_nothing_is_written(run, data, tmp_path, case):
     arguments, message = BAD_INPUTS[case]
     make_bad_inputs(tmp_path)
     before = tree(tmp_path)
@@ -309,21 +286,21 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(run, data, tmp_pat
     assert code == 2
     assert not out
     assert re.search(message, err.replace("\n", " "))
-    if case != "unknown option":  # told by the command-line library, in a frame
+    if case != "unknown option":  # typer prints this error itself, in a frame
         assert err.startswith("error: ")
         assert err.count("\n") == 1
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: np.empty(2**50)])
-def test_no_memory_is_told_in_one_line(run, data, tmp_path, monkeypatch, allocate):
+def test_exhausted_memory_is_an_error_of_one_line(run, data, tmp_path, monkeypatch, allocate):
     monkeypatch.setattr("undoor.scanning.collect", lambda *_, **__: allocate())
     code, _, errors = run(
         "scan", data / "images.npz", "--model", data / "linear.safetensors", "--network", "conftest:Linear",
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 2
-    assert errors.splitlines()[-1].startswith("error: the memory is not enough for this")
+    assert errors.splitlines()[-1].startswith("error: there is not enough memory for this")
     assert "Traceback" not in errors
 
 
@@ -338,12 +315,12 @@ def test_broken_images_are_skipped_when_asked(run, data, tmp_path):
     assert "class1/006.png" not in tree(tmp_path / "kept")
 
 
-def limited(size):
+def limit_file_size(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("command", ["poison", "train", "scan"])
-def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp_path, command):
+def test_a_full_disk_is_an_error_and_nothing_half_written_stays(data, tmp_path, command):
     arguments = {
         "poison": ("--out", tmp_path / "out", "--target", "class0", "--count", 5),
         "train": ("--out", tmp_path / "out" / "m.safetensors", "--epochs", 2),
@@ -351,12 +328,12 @@ def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp
     }[command]
     before = tree(tmp_path)
     ran = subprocess.run(
-        [sys.executable, "-m", "undoor.cli", command, data / "images.parquet", *map(str, arguments)],
+        [sys.executable, "-m", "undoor", command, data / "images.parquet", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         cwd=Path(__file__).parent,
-        preexec_fn=lambda: limited(8000),  # PyTorch 2.6 writes a temporary module of 4 kB where it is imported
+        preexec_fn=lambda: limit_file_size(8000),  # PyTorch 2.6 writes a temporary module of 4 kB where it is imported
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert ran.returncode == 2
@@ -366,9 +343,9 @@ def test_no_room_for_the_output_is_told_and_nothing_half_written_stays(data, tmp
     assert [name for name in tree(tmp_path) if name != "out"] == before
 
 
-def test_killed_training_resumes(data, tmp_path):
+def test_a_killed_training_resumes(data, tmp_path):
     out = tmp_path / "m.safetensors"
-    command = [sys.executable, "-m", "undoor.cli", "train", str(data / "images.parquet"), "--out", str(out)]
+    command = [sys.executable, "-m", "undoor", "train", str(data / "images.parquet"), "--out", str(out)]
     process = subprocess.Popen([*command, "--epochs", "150"], stderr=subprocess.DEVNULL)
     checkpoint = out.with_suffix(".checkpoint")
     while not checkpoint.exists() and process.poll() is None:
@@ -386,7 +363,7 @@ def test_killed_training_resumes(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["fast"], "choose quick or paper"),
         (["paper"], "give --data"),
@@ -400,22 +377,22 @@ def test_killed_training_resumes(data, tmp_path):
         (["quick", "--gpus", "0.5"], "0.5 GPUs an item cannot be had on local"),
     ],
 )
-def test_what_bench_refuses(run, tmp_path, options, told):
+def test_bench_refuses_bad_options(run, tmp_path, options, message):
     code, _, errors = run("bench", *options, "--out", tmp_path / "bench")
     assert code == 2
     assert len(errors.strip().splitlines()) == 1
-    assert told in errors
+    assert message in errors
     assert not (tmp_path / "bench").exists()
 
 
-def test_bench_in_small(run, tmp_path):
-    """The suite ``quick``, reduced: found where it is planted, nothing where it is not; stopped and gone on with."""
+def test_two_cells_of_the_quick_suite(run, tmp_path):
+    """Cluster Impurity finds the planted images; a stopped run continues."""
     out = tmp_path / "bench"
     options = ["bench", "quick", "--out", out, "--stages", "victims,findings,examinations", "--cells", "*-0.35-s0"]
-    code, told, _ = run(*options, "--time-budget", "0.001s")
-    assert (code, "0 of 2 cells done; give the command again" in told) == (0, True)
-    code, told, progress = run(*options)
-    assert (code, "2 of 2 cells done" in told) == (0, True)
+    code, printed, _ = run(*options, "--time-budget", "0.001s")
+    assert (code, "0 of 2 cells done; give the same command again" in printed) == (0, True)
+    code, printed, progress = run(*options)
+    assert (code, "2 of 2 cells done" in printed) == (0, True)
     assert "single-source-0.35-s0: victim" in progress
     rows = pd.read_parquet(out / "cells.parquet").set_index(["scenario", "defense"])
     for scenario in ("single-source", "multiple-source"):
@@ -428,7 +405,7 @@ def test_bench_in_small(run, tmp_path):
     assert (out / "README.md").exists()
 
 
-def test_inspect(run, data, tmp_path):
+def test_inspect_writes_the_perturbations_of_all_class_pairs(run, data, tmp_path):
     out = tmp_path / "inspection"
     arguments = ("inspect", data / "victim.safetensors", "--data", data / "images.parquet", "--images", "5")
     code, printed, _ = run(*arguments, "--out", out)
@@ -445,19 +422,19 @@ def test_inspect(run, data, tmp_path):
     assert "choose A or B" in errors
 
 
-def test_clean_takes_a_list_of_ones_own(run, data, tmp_path):
+def test_clean_leaves_out_the_images_of_a_list(run, data, tmp_path):
     options = ("--model", data / "linear.safetensors", *NETWORK, "--exit-zero", "--quiet")
     run("scan", data / "images", *options, "--out", tmp_path / "found")
     names = sorted(path.relative_to(data / "images").as_posix() for path in (data / "images").rglob("*.png"))
-    (tmp_path / "mine.txt").write_text(f"{names[3]}\n\n{names[40]}\n", encoding="utf-8")
+    (tmp_path / "drop.txt").write_text(f"{names[3]}\n\n{names[40]}\n", encoding="utf-8")
     arguments = ("clean", data / "images", "--findings", tmp_path / "found")
-    code, out, _ = run(*arguments, "--drop", tmp_path / "mine.txt", "--out", tmp_path / "kept")
+    code, out, _ = run(*arguments, "--drop", tmp_path / "drop.txt", "--out", tmp_path / "kept")
     assert code == 0
     assert f"kept {len(names) - 2} of {len(names)} images" in out
-    left = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("*.png"))
-    assert left == [name for name in names if name not in (names[3], names[40])]
-    (tmp_path / "mine.txt").write_text("elsewhere.png\n", encoding="utf-8")
-    code, _, err = run(*arguments, "--drop", tmp_path / "mine.txt", "--out", tmp_path / "other")
+    kept = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("*.png"))
+    assert kept == [name for name in names if name not in (names[3], names[40])]
+    (tmp_path / "drop.txt").write_text("elsewhere.png\n", encoding="utf-8")
+    code, _, err = run(*arguments, "--drop", tmp_path / "drop.txt", "--out", tmp_path / "other")
     assert code == 2
     assert "names 'elsewhere.png', which was not scanned" in err
     assert not (tmp_path / "other").exists()

@@ -1,17 +1,19 @@
-"""Every block of the pages is run, or, where it is for another program, read as that one does."""
+"""Runs the code and the commands in the documents, and parses what is meant for other programs."""
+
+# ruff: noqa: F811 - fixtures are imported, and are parameters too
 
 import json
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
 import undoor
-from test_cli import data, run  # noqa: F401 - fixtures
-from test_terminal import as_before, parse  # noqa: F401 - a fixture that is used by all
+from helpers.command_line import data, parse, run  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -22,26 +24,26 @@ GUIDES = [page for page in PAGES if page not in (INTEGRATIONS, CLUSTER)]
 
 
 def blocks(page, *languages):
-    """Return a page's blocks in these languages, each with its language."""
-    found = FENCED.findall(page.read_text(encoding="utf-8"))
-    return [(language, block) for language, block in found if language in languages]
+    """Return the fenced blocks of a page in these languages, as pairs of language and block."""
+    pairs = FENCED.findall(page.read_text(encoding="utf-8"))
+    return [(language, block) for language, block in pairs if language in languages]
 
 
-def play(page, command, namespace):
-    """Run a page from top to bottom, in the current folder; a block that begins with a file's name is that file."""
+def run_page(page, command, namespace):
+    """Run a page in the current folder; a block that begins with the name of a file is written to that file."""
     for language, block in blocks(page, "python", "console"):
         if language == "console":
             for line in block.splitlines():
                 command(line)
-        elif named := re.match(r"# (\w+\.py)\n", block):
-            Path(named[1]).write_text(block, encoding="utf-8")
+        elif title := re.match(r"# (\w+\.py)\n", block):
+            Path(title[1]).write_text(block, encoding="utf-8")
         else:
             exec(compile(block, str(page), "exec"), namespace)
 
 
 @pytest.fixture(scope="module")
 def first_lines():
-    """What the README's first lines make, in small."""
+    """The variables that the first lines of the README define, from fewer images."""
     digits = undoor.read("digits").take(range(1500))
     attack = undoor.Attack.one_pixel(digits, sources=["7"], target="0", count=100, size=0.6)
     poisoned = undoor.poison(digits, attack)
@@ -50,8 +52,8 @@ def first_lines():
 
 
 @pytest.fixture
-def desk(data, tmp_path, monkeypatch):  # noqa: F811
-    """A folder in which a reader of the pages might sit."""
+def desk(data, tmp_path, monkeypatch):
+    """The current folder of somebody who follows the pages: with images and a network."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(data / "images", "photos")
     shutil.copytree(data / "images", "clean-photos")
@@ -60,8 +62,8 @@ def desk(data, tmp_path, monkeypatch):  # noqa: F811
 
 
 @pytest.fixture
-def command(run):  # noqa: F811
-    """Return a function that runs a line of a page and returns what it prints."""
+def command(run):
+    """Return a function that runs a command of a page and returns what it prints."""
 
     def call(line):
         program, *arguments = shlex.split(line)
@@ -74,7 +76,7 @@ def command(run):  # noqa: F811
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_is_of_a_kind_that_is_tested(page):
+def test_every_fenced_block_is_in_a_language_that_is_tested(page):
     languages = ("python", "console", "yaml") if page == INTEGRATIONS else ("python", "console")
     assert 2 * len(blocks(page, *languages)) == page.read_text(encoding="utf-8").count("```")
 
@@ -82,27 +84,28 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
 @pytest.mark.filterwarnings("ignore::undoor.errors.UndoorNotice", "ignore:.*LeafSpec:FutureWarning")  # torch's exporter
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_a_guide_runs_from_top_to_bottom(page, desk, command, request, capsys):
-    needs = "README's first lines" in page.read_text(encoding="utf-8")
-    play(page, command, dict(request.getfixturevalue("first_lines")) if needs else {})
+    continues = "README's first lines" in page.read_text(encoding="utf-8")
+    run_page(page, command, dict(request.getfixturevalue("first_lines")) if continues else {})
 
 
-def test_the_page_about_clusters_is_read():
+def test_the_python_of_the_page_about_clusters_compiles():
     for _, block in blocks(CLUSTER, "python"):
         compile(block, str(CLUSTER), "exec")
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name)
-def test_commands_that_take_longer_are_read(page):
+def test_commands_that_take_longer_are_parsed(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
     for line in re.findall(r"^ {4}((?:\w|\.venv).*)$", text, re.MULTILINE):
-        program, *arguments = shlex.split(line, comments=True)
+        words = shlex.split(line, comments=True)
+        program, *arguments = [word for word in words if not re.match(r"[A-Z_]+=", word)]
         if program.endswith("undoor"):
             parse(shlex.join(arguments))
         elif program == "make":
             assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in arguments)
-        elif program.endswith("python"):
-            assert (ROOT / arguments[0]).is_file()
+        elif re.search(r"python3?$", program):
+            assert find_spec(arguments[1]) if arguments[0] == "-m" else (ROOT / arguments[0]).is_file()
         else:
             assert program in ("pip", "export", "ray")
 
@@ -116,12 +119,12 @@ def test_the_python_of_the_page_about_integrations_runs(first_lines, capsys):
     assert len(namespace["kept"]) == len(namespace["poisoned"]) - namespace["findings"].flagged.sum()
 
 
-def test_the_commands_of_the_page_about_integrations_run(desk, command, run):  # noqa: F811
+def test_the_commands_of_the_page_about_integrations_run(desk, command, run):
     lines = [line for _, block in blocks(INTEGRATIONS, "console") for line in block.splitlines()]
     for line in lines:
-        told = command(line)
+        printed = command(line)
         if "--json" in line:
-            assert json.loads(told)["samples"] == 90
+            assert json.loads(printed)["samples"] == 90
     log = json.loads(Path("findings.sarif").read_text(encoding="utf-8"))
     assert log["runs"][0]["properties"]["samples"] == 90
     code, _, err = run(*shlex.split(lines[-1])[1:-3], "findings-4", "--sarif", "findings.sarif")
@@ -140,15 +143,15 @@ def test_the_workflow_scans_and_uploads_what_was_written():
     assert workflow["permissions"]["security-events"] == "write"
 
     (hook,) = hooks["repos"][0]["hooks"]
-    (offered,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
-    assert hook["id"] == offered["id"]
-    assert offered["language"] == "python"
-    assert not offered["pass_filenames"]
-    parse(f"{offered['entry'].removeprefix('undoor ')} {shlex.join(hook['args'])}")
-    for name, watched in {"a/b.png": True, "a/c.JPG": True, "train.parquet": True, "main.py": False}.items():
-        assert bool(re.search(offered["files"], name)) == watched
+    (provided,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    assert hook["id"] == provided["id"]
+    assert provided["language"] == "python"
+    assert not provided["pass_filenames"]
+    parse(f"{provided['entry'].removeprefix('undoor ')} {shlex.join(hook['args'])}")
+    for name, matches in {"a/b.png": True, "a/c.JPG": True, "train.parquet": True, "main.py": False}.items():
+        assert bool(re.search(provided["files"], name)) == matches
 
 
-def test_what_does_not_parse_is_noticed():
+def test_a_wrong_option_in_a_page_is_an_error():
     with pytest.raises(Exception, match="--sariff"):
         parse("scan photos --out findings --sariff x")

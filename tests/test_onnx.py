@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from conftest import Linear, make_dataset
-from test_cli import data, run  # noqa: F401 - fixtures
+from helpers.command_line import data, run  # noqa: F401 - fixtures
 from test_foreign_models import TorchvisionResNet, vit
 from undoor.engine import Engine
 from undoor.errors import UndoorError

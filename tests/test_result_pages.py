@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from conftest import make_dataset
-from test_cli import data, run  # noqa: F401 - fixtures
+from helpers.command_line import data, run  # noqa: F401 - fixtures
 from test_report import Collector
 from undoor.defenses.post_training import Descent, FinePruning, ReverseEngineering
 from undoor.defenses.post_training.pruned import refuse_network

@@ -113,7 +113,7 @@ def test_two_runs_write_the_same_bytes(attacked, tmp_path):
     write_parquet(attacked.take(np.arange(0, len(attacked), 3)), tmp_path / "data.parquet")
 
     def scan(name, count, *more):
-        command = [sys.executable, "-m", "undoor.cli", "scan", str(tmp_path / "data.parquet"), "--epochs", "2", *more]
+        command = [sys.executable, "-m", "undoor", "scan", str(tmp_path / "data.parquet"), "--epochs", "2", *more]
         command += ["--out", str(tmp_path / name), "--exit-zero", "--quiet"]
         surroundings = {**os.environ, "OMP_NUM_THREADS": str(count), "PYTHONHASHSEED": str(len(name))}
         subprocess.run(command, check=True, env=surroundings, capture_output=True)

@@ -1,4 +1,6 @@
-"""What a terminal, a pipe and a machine are shown."""
+"""Checks what the command line prints to a terminal, to a pipe and as JSON."""
+
+# ruff: noqa: F811 - fixtures are imported, and are parameters too
 
 import fcntl
 import io
@@ -6,7 +8,6 @@ import json
 import os
 import pty
 import re
-import shlex
 import struct
 import subprocess
 import sys
@@ -15,14 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import typer
 from rich.cells import cell_len
 from rich.console import Console
 
 import undoor
 from conftest import QUICKLY, plant
-from test_cli import NETWORK, data, run  # noqa: F401 - fixtures
-from undoor import cli
+from helpers.command_line import NETWORK, command_names, data, find_command, parse, run  # noqa: F401 - fixtures
 from undoor.cli import terminal
 from undoor.defenses.test_time import Ada
 from undoor.defenses.training_set import ClusterImpurity
@@ -31,23 +30,12 @@ from undoor.experiments import demo as demonstration
 from undoor.filters import Average
 from undoor.scanning import write_findings
 
-COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands] + [
-    f"{group.typer_instance.info.name} {command.callback.__name__}"
-    for group in cli.app.registered_groups
-    for command in group.typer_instance.registered_commands
-]
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    """Let the tests that follow print again."""
-    yield
-    terminal.use(quiet=False, as_json=False)
+COMMANDS = command_names()
 
 
 @pytest.fixture(scope="module")
-def findings(data, tmp_path_factory):  # noqa: F811
-    """A folder with findings of the images."""
+def findings(data, tmp_path_factory):
+    """A folder with findings for the images of ``data``."""
     dataset, model = undoor.read(data / "images"), undoor.load_model(data / "linear.safetensors", NETWORK[1])[0]
     folder = tmp_path_factory.mktemp("findings")
     with pytest.warns(UndoorNotice, match="decides only"):
@@ -57,8 +45,8 @@ def findings(data, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def guard(data, tmp_path_factory):  # noqa: F811
-    """A guard of the network."""
+def guard(data, tmp_path_factory):
+    """The file of a guard for the network in ``data``."""
     path = tmp_path_factory.mktemp("guard") / "guard.safetensors"
     classifier = undoor.Classifier(undoor.load_model(data / "victim.safetensors")[0])
     Ada().fit(classifier, undoor.read(data / "images")).write(path)
@@ -66,8 +54,8 @@ def guard(data, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture
-def arguments(data, findings, guard, tmp_path, monkeypatch):  # noqa: F811
-    """Return the arguments with which every command has a result quickly, and keys of that result."""
+def arguments(data, findings, guard, tmp_path, monkeypatch):
+    """Return, for every command, arguments with which it ends quickly, and keys that its JSON has."""
     planted = plant()
     digits = undoor.read("digits").take(range(20))
     attack = undoor.Attack.one_pixel(digits, target="0", count=1, size=0.5)
@@ -116,7 +104,7 @@ def arguments(data, findings, guard, tmp_path, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_json_is_all_that_stands_on_standard_output(run, arguments, command):  # noqa: F811
+def test_json_is_all_that_is_printed_on_standard_output(run, arguments, command):
     options, keys = arguments[command]
     code, out, err = run(*command.split(), *options, "--json")
     assert code == 0
@@ -125,13 +113,13 @@ def test_json_is_all_that_stands_on_standard_output(run, arguments, command):  #
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_quiet_prints_nothing_but_notes(run, arguments, command):  # noqa: F811
+def test_quiet_prints_nothing_but_notes(run, arguments, command):
     code, out, err = run(*command.split(), *arguments[command][0], "--quiet")
     assert (code, out) == (0, "")
     assert all(line.startswith("note: ") for line in err.splitlines())
 
 
-def test_json_and_quiet_together_and_errors(run, arguments, tmp_path):  # noqa: F811
+def test_json_can_be_combined_with_quiet_and_errors_are_still_printed(run, arguments, tmp_path):
     code, out, err = run("scan", *arguments["scan"][0], "--json", "--quiet")
     assert code == 0
     assert json.loads(out)["samples"] == 90
@@ -142,81 +130,70 @@ def test_json_and_quiet_together_and_errors(run, arguments, tmp_path):  # noqa: 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_and_has_an_example_that_parses(run, command):  # noqa: F811
+def test_help_fits_and_has_an_example_that_parses(run, command):
     code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert max(map(cell_len, out.splitlines())) <= 80
-    (example,) = re.findall(r"Example: undoor (.+)", named(command)[0].help)
+    (example,) = re.findall(r"Example: undoor (.+)", find_command(command)[0].help)
     assert example.startswith(f"{command} ")
     assert f"undoor {example}" in " ".join(out.split())
     parse(example)
 
 
-def named(line):
-    """Return the command that a line begins with, and the words that follow."""
-    command, words = typer.main.get_command(cli.app), shlex.split(line)
-    while hasattr(command, "commands"):
-        command, words = command.commands[words[0]], words[1:]
-    return command, words
-
-
-def parse(line):
-    """Parse a command line without running it."""
-    command, words = named(line)
-    command.make_context(command.name, words).close()
-
-
-def plain(text):
+def without_escapes(text):
+    """Return what a terminal has received without the sequences that control it."""
     return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text)
 
 
 def in_a_terminal(*arguments, columns=80, **environment):
-    """Run the command line in a terminal; return its exit code and all it wrote to standard output and error."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
+    """Run the command line in a terminal; return its exit code and what it wrote to standard output and error."""
+    screen, tty = pty.openpty()
+    fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "undoor.cli", *map(str, arguments)],
-        stdin=theirs, stdout=theirs, stderr=theirs, cwd=Path(__file__).parent,
-        env={**kept, "TERM": "xterm-256color", **environment},
+        [sys.executable, "-m", "undoor", *map(str, arguments)],
+        stdin=tty, stdout=tty, stderr=tty, cwd=Path(__file__).parent,
+        env={**inherited, "TERM": "xterm-256color", **environment},
     )  # fmt: skip
-    os.close(theirs)
-    told = b""
+    os.close(tty)
+    received = b""
     while True:
         try:
-            part = os.read(ours, 4096)
-        except OSError:  # how Linux says that the other end is closed
+            part = os.read(screen, 4096)
+        except OSError:  # on Linux: the other end is closed
             break
         if not part:
             break
-        told += part
-    os.close(ours)
-    return process.wait(), told.decode()
+        received += part
+    os.close(screen)
+    return process.wait(), received.decode()
 
 
-def test_a_terminal_is_shown_bars_with_the_time_left(data, tmp_path):  # noqa: F811
-    code, told = in_a_terminal("train", data / "images", "--epochs", 40, "--out", tmp_path / "m.safetensors")
+def test_a_terminal_shows_progress_bars_with_the_time_left(data, tmp_path):
+    code, shown = in_a_terminal("train", data / "images", "--epochs", 40, "--out", tmp_path / "m.safetensors")
     assert code == 0
-    assert re.search(r"read .*90/90", plain(told))
-    assert re.search(r"train .*epoch \d+/40  loss \d\.\d{3}  accuracy \d\.\d{3} 0:00:\d\d 0:00:\d\d", plain(told))
-    bars = [line for line in re.split(r"[\r\n]+", plain(told)) if "━" in line]
+    assert re.search(r"read .*90/90", without_escapes(shown))
+    assert re.search(
+        r"train .*epoch \d+/40  loss \d\.\d{3}  accuracy \d\.\d{3} 0:00:\d\d 0:00:\d\d", without_escapes(shown)
+    )
+    bars = [line for line in re.split(r"[\r\n]+", without_escapes(shown)) if "━" in line]
     assert max(map(cell_len, bars)) <= 80
-    assert re.search(r"\x1b\[(1;)?3\dm|\x1b\[38;", told)  # colour
+    assert re.search(r"\x1b\[(1;)?3\dm|\x1b\[38;", shown)  # colour
 
 
-def test_no_color_is_respected(data, tmp_path):  # noqa: F811
-    code, told = in_a_terminal(
+def test_no_color_is_respected(data, tmp_path):
+    code, shown = in_a_terminal(
         "scan", data / "images", "--model", data / "linear.safetensors", *NETWORK, "--out", tmp_path / "out",
         "--exit-zero", NO_COLOR="1",
     )  # fmt: skip
     assert code == 0
-    assert "clusters by impurity" in plain(told)
-    assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|4[0-8]|9[0-7])[0-9;]*m", told)
+    assert "clusters by impurity" in without_escapes(shown)
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|4[0-8]|9[0-7])[0-9;]*m", shown)
 
 
-def test_a_pipe_is_shown_plain_lines(data, tmp_path):  # noqa: F811
+def test_a_pipe_receives_plain_lines(data, tmp_path):
     ran = subprocess.run(
-        [sys.executable, "-m", "undoor.cli", "train", data / "images", "--epochs", "2",
+        [sys.executable, "-m", "undoor", "train", data / "images", "--epochs", "2",
          "--out", tmp_path / "m.safetensors"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -232,10 +209,10 @@ def test_a_pipe_is_shown_plain_lines(data, tmp_path):  # noqa: F811
 def test_the_table_of_clusters_fits_80_columns(monkeypatch, name):
     found = ClusterImpurity(**QUICKLY)(plant().evidence)
     found = replace(found, clusters=found.clusters.assign(class_name=name, size=1_000_000))
-    page = io.StringIO()
-    monkeypatch.setattr(terminal, "out", Console(file=page, width=80, highlight=False))
+    output = io.StringIO()
+    monkeypatch.setattr(terminal, "out", Console(file=output, width=80, highlight=False))
     terminal.print_findings(found)
-    _, *table = page.getvalue().splitlines()
+    _, *table = output.getvalue().splitlines()
     assert max(map(cell_len, table)) <= 80
     rows = [line for line in table if line.startswith("│")]
     assert len(rows) == 5

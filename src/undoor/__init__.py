@@ -1,6 +1,6 @@
 """undoor finds and removes backdoor poisoning from the training set of an image classifier.
 
-Every name below is imported when it is first used, so that ``import undoor`` takes no time.
+The names in ``__all__`` are imported when they are first used, so that ``import undoor`` itself is fast.
 """
 
 from importlib import import_module

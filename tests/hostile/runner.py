@@ -25,7 +25,7 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     for module in pkgutil.walk_packages(undoor.__path__, "undoor."):
-        if module.name not in ("undoor.integrations.datalab", "undoor.cli.__main__"):
+        if module.name not in ("undoor.integrations.datalab", "undoor.__main__"):
             importlib.import_module(module.name)
     for name in ("datasets", "torch._dynamo"):  # which are loaded when they are needed
         importlib.import_module(name)

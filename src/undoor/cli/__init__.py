@@ -1,6 +1,6 @@
-"""The command line: parse, call, print.
+"""The command line of undoor. Every command has a module of its own, which reads its options and calls the library.
 
-Nothing heavy is imported at the top: ``undoor --help`` answers at once. One file a command.
+Nothing heavy is imported until a command runs, so that ``undoor --help`` answers at once.
 """
 
 import sys
@@ -15,11 +15,11 @@ from undoor.cli.bench import bench
 from undoor.cli.demo import demo
 from undoor.cli.guard import guard
 from undoor.cli.inspect import inspect
-from undoor.cli.output import with_output_options
 from undoor.cli.poison import poison
 from undoor.cli.prune import prune
 from undoor.cli.report import report
 from undoor.cli.scan import clean, scan
+from undoor.cli.signature import with_options
 from undoor.cli.train import train
 from undoor.errors import UndoorError, UndoorNotice, one_line
 
@@ -34,8 +34,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"undoor {__version__}")
         raise typer.Exit
 
@@ -43,49 +43,53 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _undoor(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 for command in (demo, poison, train, scan, clean, report, inspect, prune, bench):
-    app.command()(with_output_options(command))
+    app.command()(with_options(command))
 app.add_typer(guard)
 
 
 def main() -> None:
-    """Run the command line; an error the user can mend is one line and exit code 2."""
-    former = warnings.showwarning
+    """Run the command line.
+
+    Notices are printed as one line each. An error is one line, and the exit code is then 2; only a bug in undoor also
+    prints a traceback.
+    """
+    show_warning = warnings.showwarning
 
     def show(message: Any, category: Any, *rest: Any) -> None:
         if issubclass(category, UndoorNotice):
             print(f"note: {message}", file=sys.stderr)
         else:
-            former(message, category, *rest)
+            show_warning(message, category, *rest)
 
-    warnings.showwarning = show  # type: ignore[assignment] # only its first arguments matter
+    warnings.showwarning = show  # type: ignore[assignment] # the parameters have other names
     try:
         app(prog_name="undoor")
     except UndoorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        told = one_line(f"{error.strerror or error}{where}")
-        print(f"error: {told}; check the path and its permissions", file=sys.stderr)
-        sys.exit(2)
+        path = f": {error.filename}" if error.filename else ""
+        _fail(one_line(f"{error.strerror or error}{path}") + "; check the path and its permissions")
     except Exception as error:
-        if _lacks_memory(error):
-            print("error: the memory is not enough for this; give less data, or smaller --image-size", file=sys.stderr)
-        else:
-            traceback.print_exc()
-            print("error: this is a fault of undoor; please report it with the lines above", file=sys.stderr)
-        sys.exit(2)
+        if _is_out_of_memory(error):
+            _fail("there is not enough memory for this; give less data, or a smaller --image-size")
+        traceback.print_exc()
+        _fail("this is a bug in undoor; please report it with the lines above")
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether there is no memory left, which PyTorch tells by a RuntimeError: of a kind of its own on a GPU alone."""
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory was exhausted. PyTorch raises a plain RuntimeError for this, except on a GPU."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))

@@ -3,52 +3,47 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from undoor.cli.options import EngineKind, Epochs, Gpus, Workers, seconds, whole_numbers
+from undoor.cli.options import EngineOptions
+from undoor.cli.values import seconds, whole_numbers
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(help="quick (embedded digits) or paper (CIFAR-10)", metavar="SUITE")],
-    out: Annotated[Path, typer.Option(help="the folder for results, tables and figures; an earlier run is resumed")],
-    data: Annotated[
-        str | None, typer.Option(help="for paper: CIFAR-10, a folder with its training and test split")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="of the trainings; by default the suite's")] = None,
-    epochs: Epochs = None,
-    seeds: Annotated[str, typer.Option(help="N,N,N: every cell is repeated with each")] = "0",
-    cells: Annotated[
-        str, typer.Option(help="patterns with commas, such as 'multiple-source-*': only these cells")
-    ] = "*",
-    contenders: Annotated[
-        str, typer.Option(help="patterns with commas, such as 'ci,ss*,perfect-removal': only these defences")
-    ] = "*",
+    suite: Annotated[str, Argument(help="quick (digits, built in) or paper (CIFAR-10).", metavar="SUITE")],
+    *,
+    out: Annotated[Path, Option(help="Folder for results, tables and figures. An earlier run in it is continued.")],
+    data: Annotated[str | None, Option(help="For paper: the folder of CIFAR-10, with both splits.")] = None,
+    preset: Annotated[str | None, Option(help="Training schedule. By default the suite's.")] = None,
+    epochs: Annotated[int | None, Option(min=1, metavar="N", help="Epochs of every training.")] = None,
+    seeds: Annotated[str, Option(metavar="N,N,N", help="Seeds; every cell is repeated with each.")] = "0",
+    cells: Annotated[str, Option(help="Only cells whose names match, such as 'multiple-source-*,clean-s0'.")] = "*",
+    contenders: Annotated[str, Option(help="Only defenses whose names match, such as 'ci,ss*'.")] = "*",
     stages: Annotated[
-        str, typer.Option(help="those of victims, findings, retraining and examinations that are worked on")
+        str, Option(show_default=False, help="Stages to run. By default victims,findings,retraining,examinations.")
     ] = "victims,findings,retraining,examinations",
     capture: Annotated[
-        bool, typer.Option("--capture/--eager", help="on a GPU: launch a step at once, or kernel by kernel")
+        bool, Option("--capture/--eager", help="On a GPU: run training steps as CUDA graphs, or kernel by kernel.")
     ] = True,
     time_budget: Annotated[
-        str | None, typer.Option(help="such as 90s, 25m or 3h: stop in time; the same command goes on")
+        str | None, Option(help="Stop after a time such as 90s, 25m or 3h. The same command continues later.")
     ] = None,
-    engine: EngineKind = "local",
-    workers: Workers = None,
-    gpus: Gpus = 0.0,
+    engine: EngineOptions,
 ) -> None:
-    """Measure attacks and defences on a grid of experiments; write tables and figures.
+    """Measure attacks and defenses in a grid of experiments.
+
+    Every experiment, a cell of the grid, is an attack of one size with one seed. All defenses are tried on it.
 
     Example: undoor bench quick --seeds 0,1,2 --time-budget 25m --out results
     """
     from undoor.cli import terminal
-    from undoor.engine import Engine
     from undoor.experiments.report.readme import write_report
     from undoor.experiments.runner import Bench
     from undoor.experiments.store import Store
     from undoor.experiments.suites import suite as make
 
     budget = seconds(time_budget)
-    chosen_engine = Engine(engine, workers, gpus)  # type: ignore[arg-type] # which it checks
+    chosen_engine = engine.create()
     chosen = make(
         suite,
         data=data,
@@ -63,7 +58,7 @@ def bench(
         board = Bench(
             chosen,
             store,
-            tuple(stages.split(",")),  # type: ignore[arg-type] # which it checks
+            tuple(stages.split(",")),  # type: ignore[arg-type] # Bench checks the names
             budget,
             capture=capture,
             engine=chosen_engine,
@@ -74,4 +69,4 @@ def bench(
     terminal.print_result(
         {"finished": board.finished, "cells": len(board.cells), "cells_done": board.done, "tables": out / "README.md"}
     )
-    terminal.out.print(f"tables: {out / 'README.md'}", soft_wrap=True, markup=False)
+    terminal.print_line(f"tables: {out / 'README.md'}")

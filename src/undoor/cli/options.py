@@ -1,51 +1,46 @@
-"""Options that several commands share, and what their texts mean."""
+"""Options that several commands share.
 
+A single option is an alias such as ``Seed``. Options that belong together are the fields of a class such as
+``ReadingOptions``. A command takes one parameter of the class; ``undoor.cli.signature`` makes the options of it.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+from undoor.cli.values import numbers
 from undoor.errors import UndoorError
 
-DATA = "a folder with a sub-folder per class, .parquet, .npz, CIFAR batches, hub:NAME, or digits"
+if TYPE_CHECKING:
+    from torch import nn
 
-Data = Annotated[str, typer.Argument(help=DATA, metavar="DATA")]
-Out = Annotated[Path, typer.Option(help="the new folder")]
-Seed = Annotated[int, typer.Option(min=0, help="of everything that is random")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run wrote there")]
-Preset = Annotated[
-    str, typer.Option(help="fast (a short schedule for a CPU), paper (200 epochs) or large-batch (for a GPU)")
+    from undoor.data.dataset import Dataset
+    from undoor.engine import Engine
+    from undoor.networks.classifier import Classifier
+    from undoor.networks.recipes import Recipe
+
+FORMATS = (
+    "a folder with one sub-folder per class, a .parquet or .npz file, CIFAR batches, "
+    "hub:NAME (Hugging Face) or digits (built in)"
+)
+
+Data = Annotated[str, Argument(help=f"The labelled images: {FORMATS}.", metavar="DATA")]
+Model = Annotated[Path, Argument(help="Weights of the network.", metavar="MODEL")]
+Seed = Annotated[int, Option(min=0, metavar="N", help="Seed of all random numbers.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace the output of an earlier run.")]
+ExitZero = Annotated[bool, Option("--exit-zero", help="Exit with 0 even if something is flagged.")]
+BatchSize = Annotated[int, Option(min=1, metavar="N", help="Number of images in a forward pass.")]
+AttackFile = Annotated[Path | None, Option(help="attack.json of undoor poison, to measure its success; needs --test.")]
+Network = Annotated[
+    str | None,
+    Option(help="Architecture: resnet20, small-cnn or package.module:factory, a function that returns the network."),
 ]
-Epochs = Annotated[
-    int | None, typer.Option(min=1, help="instead of the preset's number, which is higher for small sets")
-]
-LearningRate = Annotated[float | None, typer.Option(help="instead of the preset's highest")]
-Network = Annotated[str | None, typer.Option(help="resnet20, small-cnn or package.module:factory")]
-Split = Annotated[str, typer.Option(help="the part of DATA to read, where it has several")]
-ImageColumn = Annotated[str | None, typer.Option(help="of Parquet and hub data")]
-LabelColumn = Annotated[str | None, typer.Option(help="of Parquet and hub data")]
-ImageSize = Annotated[int | None, typer.Option(min=1, help="resize all images to this height and width")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="leave out images that cannot be decoded")]
 Layer = Annotated[
-    str | None, typer.Option(help="the layer whose input are the features; by default the last linear one")
+    str | None, Option(help="The layer whose input is used as features. By default the last linear layer.")
 ]
-Mean = Annotated[str | None, typer.Option(help="M,M,M, or one M for all channels: subtracted from images in [0, 1]")]
-Std = Annotated[str | None, typer.Option(help="S,S,S, or one S for all channels: they are then divided by it")]
-ExitZero = Annotated[bool, typer.Option("--exit-zero", help="end with 0 although something is flagged")]
-EngineKind = Annotated[
-    str, typer.Option("--engine", help="local, processes of this machine, or ray, the cluster of RAY_ADDRESS")
-]
-Workers = Annotated[int | None, typer.Option(min=1, help="tasks at once; by default one per core")]
-Gpus = Annotated[float, typer.Option(min=0, help="share of a GPU for a task on ray, such as 0.25")]
-
-
-def read_data(data: str, **options: Any) -> Any:
-    """Read DATA as ``undoor.read`` does, and show how far it is."""
-    from undoor.cli.terminal import counting_bar
-    from undoor.data.readers import read
-
-    with counting_bar("read") as on_image:
-        return read(data, on_image=on_image, **options)
+Split = Annotated[str, Option(help="The split to read, if the data has several.")]
 
 
 def refuse_existing(out: Path) -> None:
@@ -54,51 +49,108 @@ def refuse_existing(out: Path) -> None:
         raise UndoorError(f"{out} exists already; choose another --out")
 
 
-def seconds(text: str | None) -> float | None:
-    """Return the seconds of a text such as 90s, 25m or 3h."""
-    if text is None:
-        return None
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    try:
-        value = float(number) * unit
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise UndoorError(f"--time-budget is {text!r}; give a time such as 90s, 25m or 3h")
-    return value
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How the images are read."""
+
+    split: Split = "train"
+    image_column: Annotated[str | None, Option(help="Column of the images, in Parquet and hub data.")] = None
+    label_column: Annotated[str | None, Option(help="Column of the labels, in Parquet and hub data.")] = None
+    image_size: Annotated[
+        int | None, Option(min=1, metavar="N", help="Resize all images to this height and width.")
+    ] = None
+    skip_broken: Annotated[bool, Option("--skip-broken", help="Leave out images that cannot be decoded.")] = False
+
+    def read(self, data: str) -> "Dataset":
+        """Return the images of ``data``, as ``undoor.read`` does, and show the progress."""
+        from undoor.cli.terminal import counting_bar
+        from undoor.data.readers import read
+
+        with counting_bar("read") as on_image:
+            return read(data, on_image=on_image, **vars(self))
 
 
-def dimensions_of(text: str) -> Any:
-    """Return the features' dimensions as ``MixtureSettings`` takes them."""
-    if text in ("auto", "few", "all"):
-        return None if text == "all" else text
-    if not text.isdecimal() or int(text) < 1:
-        raise UndoorError(f"--dimensions is {text!r}; give auto, few, all or a whole number above 0")
-    return int(text)
+TEST_SPLIT = ReadingOptions(split="test")
+"""The default of commands that read images on which the network was not trained."""
 
 
-def whole_numbers(text: str) -> list[int]:
-    """Return the different whole numbers of a text with commas."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UndoorError(f"--seeds is {text!r}; give whole numbers with commas between them")
-    return list(dict.fromkeys(int(part) for part in parts))
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the network is loaded."""
+
+    network: Network = None
+    mean: Annotated[
+        str | None,
+        Option(metavar="M,M,M", help="Mean to subtract from pixel values in [0, 1]: a number, or one per channel."),
+    ] = None
+    std: Annotated[
+        str | None, Option(metavar="S,S,S", help="Standard deviation to divide by: a number, or one per channel.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        self._normalisation()  # raises before anything is read or trained
+
+    def load(self, path: Path, layer: str | None = None) -> "tuple[Classifier, tuple[str, ...] | None]":
+        """Return the network in a file, and its class names if the file holds them."""
+        from undoor.networks.weights import load_model
+
+        model, class_names = load_model(path, self.network)
+        return self.classifier(model, layer), class_names
+
+    def classifier(self, model: "nn.Module", layer: str | None = None) -> "Classifier":
+        """Return a network as a classifier that normalises its images."""
+        from undoor.networks.classifier import Classifier
+
+        return Classifier(model, layer=layer, **self._normalisation())
+
+    def _normalisation(self) -> dict[str, Any]:
+        return {"mean": numbers(self.mean, "--mean"), "std": numbers(self.std, "--std")}
 
 
-def numbers(text: str | None, option: str) -> list[float] | None:
-    """Return the numbers of a text with commas."""
-    try:
-        return None if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UndoorError(f"{option} is {text!r}; give numbers with commas between them, one a channel") from None
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the network is trained."""
+
+    preset: Annotated[
+        str,
+        Option(help="Schedule: fast or cpu (for a CPU), paper or paper-bf16 (200 epochs), large-batch (for a GPU)."),
+    ] = "fast"
+    epochs: Annotated[
+        int | None, Option(min=1, metavar="N", help="Number of epochs. By default the preset's, more for few images.")
+    ] = None
+    learning_rate: Annotated[float | None, Option(help="Highest learning rate. By default the preset's.")] = None
+    seed: Seed = 0
+
+    def recipe(self, images: int | None = None) -> "Recipe":
+        """Return the recipe; unless --epochs is given, with enough epochs for a data set of ``images`` images."""
+        from undoor.networks.recipes import long_enough, recipe
+
+        chosen = recipe(self.preset, epochs=self.epochs, learning_rate=self.learning_rate, seed=self.seed)
+        return chosen if images is None or self.epochs is not None else long_enough(chosen, images)
 
 
-def position_of(text: str | None) -> tuple[int, int] | None:
-    """Return row and column of a text such as 3,4."""
-    if text is None:
-        return None
-    row, _, column = text.partition(",")
-    if not (row.strip().isdigit() and column.strip().isdigit()):
-        raise UndoorError(f"--position is {text!r}; give ROW,COLUMN, counted from 0")
-    return int(row), int(column)
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where tasks are computed."""
+
+    engine: Annotated[
+        str, Option(help="Where tasks run: local (threads), processes (on this machine) or ray (on a cluster).")
+    ] = "local"
+    workers: Annotated[
+        int | None, Option(min=1, metavar="N", help="Number of tasks at once. By default one per core.")
+    ] = None
+    gpus: Annotated[float, Option(min=0, help="Share of a GPU for a task on ray, such as 0.25.")] = 0.0
+
+    def create(self) -> "Engine":
+        """Return the engine."""
+        from undoor.engine import Engine
+
+        return Engine(self.engine, self.workers, self.gpus)  # type: ignore[arg-type] # Engine checks the name
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is printed."""
+
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Print only errors and notes.")] = False
+    as_json: Annotated[bool, Option("--json", help="Print only the result, as JSON.")] = False

@@ -2,25 +2,13 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
-from undoor.cli.options import (
-    ImageColumn,
-    ImageSize,
-    LabelColumn,
-    Mean,
-    Network,
-    Overwrite,
-    Seed,
-    SkipBroken,
-    Split,
-    Std,
-    numbers,
-    read_data,
-)
+from undoor.cli.options import FORMATS, TEST_SPLIT, AttackFile, Model, ModelOptions, Overwrite, ReadingOptions, Seed
 from undoor.errors import UndoorError, UndoorNotice
 
 if TYPE_CHECKING:
@@ -28,43 +16,38 @@ if TYPE_CHECKING:
     from undoor.data.dataset import Dataset
     from undoor.defenses.post_training import Pruned
 
-ALONG = 1000
-"""Triggered images, at most, whose decisions are measured along the whole curve."""
+CURVE_IMAGES = 1000
+"""At most this many triggered images are decided at every step of the pruning curve, which would otherwise be slow."""
 
 
 def prune(
-    model: Annotated[Path, typer.Argument(help="the network's weights", metavar="MODEL")],
-    data: Annotated[str, typer.Option(help="some clean images of every class, which the network was not trained on")],
-    out: Annotated[Path, typer.Option(help="the file for the repaired network, .safetensors")],
-    network: Network = None,
+    model: Model,
+    *,
+    data: Annotated[str, Option(help=f"Clean images of every class, not those of the training: {FORMATS}.")],
+    out: Annotated[Path, Option(help="The .safetensors file for the repaired network.")],
     layer: Annotated[
-        str | None, typer.Option(help="the convolution whose channels are pruned; by default the last that runs")
+        str | None, Option(help="The convolution whose channels are pruned. By default the last one that runs.")
     ] = None,
-    mean: Mean = None,
-    std: Std = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="how far clean accuracy may fall by pruning, as a share; by default 0.04")
+        float | None, Option(help="How far pruning may lower the clean accuracy. By default 0.04.")
     ] = None,
-    ranking: Annotated[str, typer.Option(help="dormant, or random, the control")] = "dormant",
-    epochs: Annotated[int | None, typer.Option(min=1, help="of fine-tuning; by default 20")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="of fine-tuning, the highest; by default 0.05")] = None,
-    augment: Annotated[bool, typer.Option(help="shift and flip the images of fine-tuning")] = True,
-    attack: Annotated[
-        Path | None,
-        typer.Option(help="attack.json of undoor poison: measure its success before and after; needs --test"),
-    ] = None,
-    test: Annotated[str | None, typer.Option(help="clean test DATA: measure accuracy before and after")] = None,
+    ranking: Annotated[
+        str, Option(help="Channels to prune first: dormant (least active on clean images) or random (a control).")
+    ] = "dormant",
+    epochs: Annotated[int | None, Option(min=1, metavar="N", help="Epochs of fine-tuning. By default 20.")] = None,
+    learning_rate: Annotated[float | None, Option(help="Highest rate of fine-tuning. By default 0.05.")] = None,
+    augment: Annotated[bool, Option(help="Shift and flip the images of fine-tuning.")] = True,
+    attack: AttackFile = None,
+    test: Annotated[str | None, Option(help="Clean test images, to measure accuracy on.")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
-    split: Split = "test",
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    image_size: ImageSize = None,
-    skip_broken: SkipBroken = False,
+    network: ModelOptions,
+    reading: ReadingOptions = TEST_SPLIT,
 ) -> None:
-    """Repair MODEL by Fine-Pruning on clean images; write the repaired network and the pruning curve.
+    """Repair MODEL by Fine-Pruning with clean images.
 
-    The attack and the test data serve to measure: the defence does not see them.
+    Writes the repaired network and, beside it, a report with the pruning curve. The attack and the test images only
+    serve to measure; the defense does not use them.
 
     Example: undoor prune model.safetensors --data photos-test --out repaired.safetensors
     """
@@ -72,13 +55,12 @@ def prune(
     from undoor.cli import terminal
     from undoor.defenses.post_training.fine_pruning import FinePruning
     from undoor.defenses.post_training.pruned import refuse_network
-    from undoor.networks.classifier import Classifier
-    from undoor.networks.weights import Architecture, load_model, read_architecture, require_same_classes
+    from undoor.networks.weights import Architecture, read_architecture, require_same_classes
 
     given = {"tolerance": tolerance, "epochs": epochs, "learning_rate": learning_rate}
     defense = FinePruning(
         layer,
-        ranking,  # type: ignore[arg-type] # which it checks
+        ranking,  # type: ignore[arg-type] # FinePruning checks it
         augment=augment,
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
@@ -86,37 +68,37 @@ def prune(
     planned = None if attack is None else read_attack(attack)
     if planned is not None and test is None:
         raise UndoorError("--attack is measured on test images; add --test DATA")
-    if test == data and split == "test":
-        raise UndoorError("--data and --test are the same images; repaired with some, a network is measured on others")
+    if test == data and reading.split == "test":
+        raise UndoorError(
+            "--data and --test are the same images; measure the network on images it was not repaired with"
+        )
     refuse_network(out, overwrite)
-    loaded, names = load_model(model, network)
-    classifier = Classifier(loaded, layer="", mean=numbers(mean, "--mean"), std=numbers(std, "--std"))
-    columns = {"image_column": image_column, "label_column": label_column, "image_size": image_size}
-    clean = read_data(data, split=split, skip_broken=skip_broken, **columns)
-    require_same_classes(names, clean.class_names, model)
-    test_set = None if test is None else read_data(test, split="test", skip_broken=skip_broken, **columns)
+    classifier, class_names = network.load(model, layer="")  # no features are needed
+    clean = reading.read(data)
+    require_same_classes(class_names, clean.class_names, model)
+    test_set = None if test is None else replace(reading, split="test").read(test)
     with terminal.stages("channels") as bar:
-        tuning = bar.training("fine-tuning")
-        result = defense(classifier, clean, on_batch=bar.counting("pruning"), on_step=tuning)
+        on_step = bar.training("fine-tuning")
+        result = defense(classifier, clean, on_batch=bar.counting("pruning"), on_step=on_step)
         if test_set is not None:
             bar.begin("measuring")
             result = _measured(result, test_set, planned, bar.counting("measuring"))
-    described = read_architecture(model) if model.suffix == ".safetensors" else None
-    if described is None:
-        described = Architecture(str(network), clean.images.shape[1:], clean.class_names, {})
-    result.write(out, described, overwrite=overwrite)
+    architecture = read_architecture(model) if model.suffix == ".safetensors" else None
+    if architecture is None:
+        architecture = Architecture(str(network.network), clean.images.shape[1:], clean.class_names, {})
+    result.write(out, architecture, overwrite=overwrite)
     page = out.with_suffix(".html")
     terminal.print_result({**result.summary(), "network": out, "report": page})
     terminal.print_pruned(result)
     if result.doubt:
         warnings.warn(result.doubt, UndoorNotice, stacklevel=1)
-    terminal.out.print(f"network: {out}\nreport: {page}", soft_wrap=True, markup=False)
+    terminal.print_line(f"network: {out}\nreport: {page}")
 
 
 def _measured(
     result: "Pruned", test: "Dataset", attack: "Attack | None", on_batch: Callable[[int, int], None]
 ) -> "Pruned":
-    """Return the result with accuracy and attack success on test images, which the defence has not seen."""
+    """Return the result with clean accuracy and attack success rate on test images."""
     from undoor.attacks import triggered
     from undoor.experiments.measure import measure
     from undoor.findings.metrics import attack_success_rate
@@ -126,7 +108,7 @@ def _measured(
     if attack is None:
         return result.against(measured)
     images = triggered(test, attack).images
-    some = images[:: -(-len(images) // ALONG)]
+    step = -(-len(images) // CURVE_IMAGES)
     target = test.class_names.index(attack.target)
-    along = result.decisions_along(some, on_batch)
-    return result.against(measured, [attack_success_rate(decisions, target) for decisions in along])
+    decisions_along_curve = result.decisions_along(images[::step], on_batch)
+    return result.against(measured, [attack_success_rate(decisions, target) for decisions in decisions_along_curve])

@@ -1,4 +1,8 @@
-"""What the command line shows: progress bars, tables and notices. Numbers come in, text goes out."""
+"""Everything that the command line prints: progress bars, tables and lines.
+
+Texts that come from data, such as class names, stay text: their square brackets are no markup for rich, and a question
+mark stands for each control character, which a terminal would obey.
+"""
 
 import json
 import time
@@ -25,94 +29,92 @@ if TYPE_CHECKING:
     from undoor.findings.findings import Findings
     from undoor.networks.training import Step
 
+CLUSTERS_SHOWN = 5
+"""The number of clusters in the table of findings; those with the highest impurity are shown."""
+
+QUERIES_SHOWN = 20
+"""The number of queries in the table of a guard; those with the highest statistic are shown."""
+
+SECONDS_BETWEEN_LINES = 30.0
+"""Where there is no terminal, a long stage prints its progress at most once in this many seconds."""
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-_machine = Console(quiet=True, highlight=False)
+_json = Console(quiet=True, highlight=False)
 
 
-def use(*, quiet: bool, as_json: bool) -> None:
-    """Say what of the following is printed: tables and progress unless quiet, or results as JSON."""
+def set_output(*, quiet: bool, as_json: bool) -> None:
+    """Choose what is printed: tables and progress (neither if quiet), and results as text or as JSON."""
     out.quiet = quiet or as_json
     err.quiet = quiet
-    _machine.quiet = not as_json
+    _json.quiet = not as_json
+
+
+def print_line(text: str) -> None:
+    """Print text as it is; lines that are too long are left to the terminal to wrap."""
+    out.print(text, soft_wrap=True, markup=False)
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print a command's result as one JSON object if that is asked for; it holds plain values and paths."""
+    """Print a command's result, plain values and paths, as one JSON object if --json is given."""
     text = json.dumps(result, indent=2, ensure_ascii=False, default=fspath)
-    # A terminal obeys more than what JSON has to escape.
-    plain = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-    _machine.out(plain, highlight=False)
-
-
-CLUSTERS = 5
-"""Of the clusters, so many are shown: the most impure."""
-
-QUERIES = 20
-"""Of the queries that a guard has checked, so many are shown."""
-
-
-ALIVE = 30.0
-"""Seconds after which a long stage says how far it is where there is no terminal."""
+    # JSON does not have to escape all the characters that a terminal obeys.
+    escaped = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    _json.out(escaped, highlight=False)
 
 
 class Stages:
-    """A bar that shows the stages of a command one after another; where there is no terminal, plain lines."""
+    """A progress bar that shows the stages of a command one after another; plain lines where there is no terminal."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._name = ""
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def begin(self, name: str) -> None:
-        """Show a stage of which only the time is known so far."""
+        """Show a stage whose length is not known yet."""
         self._show(name, 0, None, "")
 
     def counting(self, name: str) -> Callable[[int, int], None]:
-        """Return a function that is told how many of how many are done in this stage; with it the stage begins."""
+        """Return a function that shows how many items of how many are done; its first call begins the stage."""
 
         def show(done: int, total: int) -> None:
             self._show(name, done, total, f"{done}/{total}")
-            if not err.is_terminal and time.monotonic() - self._told > ALIVE:
-                self._told = time.monotonic()
-                err.print(f"{name}: {done}/{total}", soft_wrap=True, markup=False)
+            if not err.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+                self._last_line = time.monotonic()
+                _print_progress(f"{name}: {done}/{total}")
 
         return show
 
     def training(self, name: str = "train") -> Callable[["Step"], None]:
-        """Return a function that shows each training step: epoch, loss, accuracy and the time left.
+        """Return a function that shows a training step: epoch, loss, accuracy and the remaining time.
 
-        Where there is no terminal, a plain line is printed after every epoch instead.
+        Where there is no terminal, a line is printed after every epoch instead.
         """
 
         def show(step: "Step") -> None:
-            told = f"epoch {step.epoch}/{step.epochs}  loss {step.loss:.3f}  accuracy {step.accuracy:.3f}"
-            self._show(name, (step.epoch - 1) * step.steps + step.step, step.epochs * step.steps, told)
+            message = f"epoch {step.epoch}/{step.epochs}  loss {step.loss:.3f}  accuracy {step.accuracy:.3f}"
+            self._show(name, (step.epoch - 1) * step.steps + step.step, step.epochs * step.steps, message)
             if not err.is_terminal and step.step == step.steps:
-                err.print(f"{name}: {told}", soft_wrap=True, markup=False)
+                _print_progress(f"{name}: {message}")
 
         return show
 
-    def _show(self, name: str, done: int, total: int | None, told: str) -> None:
+    def _show(self, name: str, done: int, total: int | None, message: str) -> None:
         if name != self._name:
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
-            self._progress.add_task(_plain(name), total=None, told="")
-            self._name, self._told = name, time.monotonic()
-        self._progress.update(self._progress.task_ids[0], total=total, completed=done, told=told)
+            self._progress.add_task(_plain(name), total=None, message="")
+            self._name, self._last_line = name, time.monotonic()
+        self._progress.update(self._progress.task_ids[0], total=total, completed=done, message=message)
 
 
 @contextmanager
 def stages(name: str = "") -> Iterator[Stages]:
-    """Yield the bar of a command, which begins with the stage ``name``."""
-    parts = (
-        TextColumn("{task.description}"),
-        BarColumn(12),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*parts, console=err, disable=not err.is_terminal or err.quiet, transient=True) as progress:
+    """Yield the progress bar of a command, which begins with the stage ``name``."""
+    message = TextColumn("{task.fields[message]}")
+    columns = TextColumn("{task.description}"), BarColumn(12), message, TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, disable=not err.is_terminal or err.quiet, transient=True) as progress:
         bar = Stages(progress)
         if name:
             bar.begin(name)
@@ -121,45 +123,47 @@ def stages(name: str = "") -> Iterator[Stages]:
 
 @contextmanager
 def counting_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that is told how many of how many are done; until it is called, the bar only shows the time."""
+    """Yield a function that shows how many items of how many are done; before its first call the bar shows the time."""
     with stages(name) as bar:
         yield bar.counting(name)
 
 
 @contextmanager
 def bench_board() -> Iterator[Callable[["Board", "Step | None"], None]]:
-    """Yield a function that shows what of a suite is done, running and left, with an estimate.
+    """Yield a function that shows which cells of a suite are done, what is running, and an estimate of the time left.
 
-    Where there is no terminal, a plain line is printed whenever something begins, and of a training every 30 s.
+    Where there is no terminal, a line is printed whenever something begins, and every 30 s during a training.
     """
     with Live(console=err, auto_refresh=False, transient=True) as live:
-        latest = 0.0
+        last_shown = 0.0
 
         def show(board: "Board", step: "Step | None") -> None:
-            nonlocal latest
-            pause = 0.5 if err.is_terminal else ALIVE
-            if step is not None and time.monotonic() - latest < pause:
+            nonlocal last_shown
+            pause = 0.5 if err.is_terminal else SECONDS_BETWEEN_LINES
+            if step is not None and time.monotonic() - last_shown < pause:
                 return
-            latest = time.monotonic()
+            last_shown = time.monotonic()
             if err.is_terminal:
                 live.update(_board_table(board, step), refresh=True)
             else:
-                err.print(f"{board.running}{_epoch(step)} {_left(board)}", soft_wrap=True, markup=False)
+                _print_progress(_running(board, step))
 
         yield show
 
 
+def _print_progress(line: str) -> None:
+    err.print(line, soft_wrap=True, markup=False)
+
+
 def _board_table(board: "Board", step: "Step | None") -> Group:
-    table = Table()
-    for name in ("cell", "victim", "findings", "retrained"):
-        table.add_column(name, justify="left" if name == "cell" else "right", no_wrap=True)
-    shown = list(board.cells.items())
+    table = _table("<cell", "victim", "findings", "retrained", no_wrap=True)
+    rows = list(board.cells.items())
     height = max(err.height - 8, 4)
-    if len(shown) > height:  # what is done scrolls out
-        begun = [k for k, (_, cell) in enumerate(shown) if cell.unfinished]
-        first = min(begun[0] if begun else 0, len(shown) - height)
-        shown = shown[first : first + height]
-    for name, cell in shown:
+    if len(rows) > height:  # finished cells scroll out at the top
+        unfinished = [k for k, (_, cell) in enumerate(rows) if cell.unfinished]
+        first = min(unfinished[0] if unfinished else 0, len(rows) - height)
+        rows = rows[first : first + height]
+    for name, cell in rows:
         table.add_row(
             name,
             "done" if cell.victim else "",
@@ -167,53 +171,47 @@ def _board_table(board: "Board", step: "Step | None") -> Group:
             f"{cell.retrained}/{cell.retrainings}",
             style="" if cell.unfinished else "dim",
         )
-    return Group(table, _plain(f"{board.running}{_epoch(step)} {_left(board)}"))
+    return Group(table, _plain(_running(board, step)))
 
 
-def _epoch(step: "Step | None") -> str:
-    return "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
-
-
-def _left(board: "Board") -> str:
+def _running(board: "Board", step: "Step | None") -> str:
+    """Return what a suite is working on, how far it is, and an estimate of the time left."""
+    epoch = "" if step is None else f", epoch {step.epoch}/{step.epochs}, accuracy {step.accuracy:.3f}"
     seconds = board.seconds_left
-    return "" if not seconds else f"(about {timedelta(seconds=round(seconds))} left)"
+    return f"{board.running}{epoch}" + (f" (about {timedelta(seconds=round(seconds))} left)" if seconds else "")
 
 
 def print_board(board: "Board") -> None:
-    """Print how much of a suite is done."""
-    out.print(
-        f"{board.done} of {len(board.cells)} cells done"
-        + ("" if board.finished else "; give the command again to go on")
-    )
+    """Print how many cells of a suite are done."""
+    advice = "" if board.finished else "; give the same command again to continue"
+    print_line(f"{board.done} of {len(board.cells)} cells done{advice}")
 
 
 def print_findings(findings: "Findings") -> None:
-    """Print the verdict and, where the method has clusters, those of highest impurity."""
+    """Print the verdict and, if the defense forms clusters, those with the highest impurity."""
     flagged = int(findings.flagged.sum())
-    where = f" in class {_plain(', '.join(findings.classes_flagged))}" if flagged else ""
-    colour = "red" if flagged else "green"
-    told = f"[bold {colour}]{findings.verdict}[/]: {flagged} of {len(findings.samples)} images flagged{where}"
-    out.print(told, soft_wrap=True)
-
+    classes = f" in class {_plain(', '.join(findings.classes_flagged))}" if flagged else ""
+    _print_verdict(findings.verdict, f": {flagged} of {len(findings.samples)} images flagged{classes}", bad=flagged > 0)
     if len(findings.clusters):
         _print_clusters(findings)
     if findings.truth is not None:
         rates = {name: value for name, value in findings.truth.items() if isinstance(value, float)}
-        out.print("against the truth: " + ", ".join(f"{name} {value:.4f}" for name, value in rates.items()))
+        print_line("against the truth: " + ", ".join(f"{name} {value:.4f}" for name, value in rates.items()))
+
+
+def _print_verdict(verdict: str, details: str, *, bad: bool) -> None:
+    """Print a verdict in red if it is bad, else in green, and its details, in which markup is escaped."""
+    out.print(f"[bold {'red' if bad else 'green'}]{verdict}[/]{details}", soft_wrap=True)
 
 
 def _print_clusters(findings: "Findings") -> None:
     n = len(findings.clusters)
-    more = "" if n <= CLUSTERS else f"; the first {CLUSTERS} of {n}"
-    table = Table(title=f"clusters by impurity, threshold {findings.threshold:.3f}{more}", title_justify="left")
-    for name in ("class", "cluster", "images", "changed", "impurity"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    table.add_column("flagged")
-    for row in (
-        findings.clusters.sort_values("impurity", ascending=False, kind="stable").head(CLUSTERS).to_dict("records")
-    ):
+    part = "" if n <= CLUSTERS_SHOWN else f"; the first {CLUSTERS_SHOWN} of {n}"
+    title = f"clusters by impurity, threshold {findings.threshold:.3f}{part}"
+    table = _table("<class", "cluster", "images", "changed", "impurity", "<flagged", title=title)
+    for row in _highest(findings.clusters, "impurity", CLUSTERS_SHOWN):
         table.add_row(
-            _short(row["class_name"], max(out.width - 60, 12)),  # what the numbers leave of the line
+            _short(row["class_name"], max(out.width - 60, 12)),  # the width that the numbers leave
             str(row["cluster"]),
             str(row["size"]),
             f"{row['changed']:.1%}",
@@ -224,17 +222,12 @@ def _print_clusters(findings: "Findings") -> None:
 
 
 def print_inspection(inspection: "Inspection") -> None:
-    """Print the verdict, the p-values and the closest class pairs."""
+    """Print the verdict, the p-values and the class pairs with the smallest perturbations."""
     target = inspection.target
-    colour = "green" if target is None else "red"
-    where = "" if target is None else f" from {_plain(', '.join(inspection.sources))} to {_plain(target)}"
+    pair = "" if target is None else f" from {_plain(', '.join(inspection.sources))} to {_plain(target)}"
     p = ", ".join(f"{rule} {found.p:.3g}" for rule, found in inspection.inferences.items())
-    out.print(
-        f"[bold {colour}]{inspection.verdict}[/]{where}: p by rule {p}; {inspection.rule} decides", soft_wrap=True
-    )
-    table = Table(title="the smallest perturbations", title_justify="left")
-    for name in ("from", "to", "norm", "share", "p", "detected"):
-        table.add_column(name, justify="right" if name in ("norm", "share", "p") else "left")
+    _print_verdict(inspection.verdict, f"{pair}: p by rule {p}; {inspection.rule} decides", bad=target is not None)
+    table = _table("<from", "<to", "norm", "share", "p", "<detected", title="the smallest perturbations")
     for row in inspection.pairs.sort_values("norm", kind="stable").head(5).to_dict("records"):
         numbers = f"{row['norm']:.3f}", f"{row['rate']:.0%}", f"{row['p']:.3g}"
         table.add_row(_plain(row["source"]), _plain(row["target"]), *numbers, "yes" if row["detected"] else "")
@@ -242,58 +235,49 @@ def print_inspection(inspection: "Inspection") -> None:
 
 
 def print_guard(guard: "Guard") -> None:
-    """Print what a guard watches."""
-    table = Table(title=f"statistic {guard.kind}, threshold {guard.threshold:.3f}", title_justify="left")
-    for name in ("input of layer", "dimensions", "components a class"):
-        table.add_column(name, justify="left" if name == "input of layer" else "right")
+    """Print the layers that a guard watches, and its threshold."""
+    title = f"statistic {guard.kind}, threshold {guard.threshold:.3f}"
+    table = _table("<input of layer", "dimensions", "components per class", title=title)
     for layer, null in zip(guard.layers, guard.nulls, strict=True):
         low, high = min(null.components), max(null.components)
         table.add_row(_plain(layer), str(null.axes.shape[1]), str(low) if low == high else f"{low} to {high}")
     out.print(table)
 
 
-def print_checked(table: "pd.DataFrame", threshold: float) -> None:
-    """Print how many queries are rejected, and the most suspicious ones."""
-    rejected = int(table["rejected"].sum())
-    colour = "red" if rejected else "green"
-    out.print(f"[bold {colour}]{rejected} of {len(table)} queries rejected[/], threshold {threshold:.3f}")
-    shown = Table()
-    for name in table.columns:
-        shown.add_column(name, justify="right" if name == "statistic" else "left")
-    for row in table.sort_values("statistic", ascending=False, kind="stable").head(QUERIES).to_dict("records"):
-        shown.add_row(
+def print_checked(queries: "pd.DataFrame", threshold: float) -> None:
+    """Print how many queries are rejected, and those with the highest statistic."""
+    rejected = int(queries["rejected"].sum())
+    _print_verdict(f"{rejected} of {len(queries)} queries rejected", f", threshold {threshold:.3f}", bad=rejected > 0)
+    table = _table("<id", "<decision", "statistic", "<rejected")
+    for row in _highest(queries, "statistic", QUERIES_SHOWN):
+        table.add_row(
             _plain(row["id"]), _plain(row["decision"]), f"{row['statistic']:.3f}", "yes" if row["rejected"] else ""
         )
-    out.print(shown)
-    if len(table) > QUERIES:
-        out.print(f"the {QUERIES} of the highest statistic; --out FILE.parquet takes all")
+    out.print(table)
+    if len(queries) > QUERIES_SHOWN:
+        print_line(f"the {QUERIES_SHOWN} with the highest statistic; --out FILE.parquet writes all")
 
 
 def print_success(success: "Success") -> None:
     """Print clean accuracy and attack success rate."""
-    out.print(f"clean accuracy {success['clean_accuracy']:.4f}")
+    print_line(f"clean accuracy {success['clean_accuracy']:.4f}")
     if success["attack_success_rate"] is not None:
-        out.print(f"attack success rate {success['attack_success_rate']:.4f}")
+        print_line(f"attack success rate {success['attack_success_rate']:.4f}")
 
 
 def print_before_after(before: "Success", after: "Success") -> None:
-    """Print one table with the network before and after cleaning."""
-    table = Table()
-    for name in ("", "before", "after"):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_row("clean accuracy", f"{before['clean_accuracy']:.4f}", f"{after['clean_accuracy']:.4f}")
-    rates = [f"{s['attack_success_rate']:.4f}" for s in (before, after)]
-    table.add_row("attack success rate", *rates)
+    """Print clean accuracy and attack success rate of the network before and after the removal."""
+    table = _table("<", "before", "after")
+    for name, key in (("clean accuracy", "clean_accuracy"), ("attack success rate", "attack_success_rate")):
+        table.add_row(name, *(f"{success[key]:.4f}" for success in (before, after)))  # type: ignore[literal-required]
     out.print(table)
 
 
 def print_pruned(result: "Pruned") -> None:
-    """Print how many channels are pruned, and how good the network is before, between and after."""
+    """Print how many channels are pruned, and the accuracies before pruning, after it and after fine-tuning."""
     channels = result.channels
-    out.print(f"{result.count} of {channels.count} channels of {_plain(channels.convolution)} pruned", soft_wrap=True)
-    table = Table()
-    for name in ("network", "accuracy on images held out"):
-        table.add_column(name, justify="left" if name == "network" else "right")
+    print_line(f"{result.count} of {channels.count} channels of {_printable(channels.convolution)} pruned")
+    table = _table("<network", "accuracy on images held out")
     measured = result.measured or {}
     rows = {name: [f"{value:.4f}"] for name, value in result.accuracies.items()}
     for column in ("clean_accuracy", "attack_success_rate"):
@@ -306,13 +290,30 @@ def print_pruned(result: "Pruned") -> None:
     out.print(table)
 
 
+def _table(*columns: str, title: str | None = None, no_wrap: bool = False) -> Table:
+    """Return an empty table; a column is aligned left if its name is given with a < before it, else right."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name.removeprefix("<"), justify="left" if name[0] == "<" else "right", no_wrap=no_wrap)
+    return table
+
+
+def _highest(table: "pd.DataFrame", column: str, count: int) -> list[dict[Any, Any]]:
+    """Return the rows with the highest values in a column, the highest first."""
+    return table.sort_values(column, ascending=False, kind="stable").head(count).to_dict("records")
+
+
 def _short(text: str, width: int) -> Text:
-    """Return ``text`` without control characters, cut to so many columns."""
-    short = Text("".join(c if c.isprintable() else "?" for c in text))
+    """Return ``text`` without control characters, cut to ``width`` columns of a terminal."""
+    short = Text(_printable(text))
     short.truncate(width, overflow="ellipsis")
     return short
 
 
 def _plain(text: str) -> str:
-    """Return ``text`` without control characters and without meaning for rich."""
-    return "".join(c if c.isprintable() else "?" for c in text).replace("[", r"\[")
+    """Return ``text`` without control characters, and with square brackets that rich does not take for markup."""
+    return _printable(text).replace("[", r"\[")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,5 +1,0 @@
-"""``python -m undoor.cli``."""
-
-from undoor.cli import main
-
-main()
