@@ -21,7 +21,7 @@ import hostile.tables  # noqa: F401 - each adds its cases
 import undoor
 from conftest import QUICKLY, Linear, make_dataset
 from hostile import CASES
-from test_readers import write_folder
+from helpers.image_folders import write_folder
 from undoor.attacks import write_attack
 from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.test_time import Ada
