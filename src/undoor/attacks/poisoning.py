@@ -29,8 +29,9 @@ class Attack:
     """A backdoor attack on a training set.
 
     >>> import undoor
-    >>> undoor.Attack(undoor.OnePixel(4, 9, 0.3), sources=("7",), target="0", count=20)
-    Attack(trigger=OnePixel(row=4, column=9, size=0.3), sources=('7',), target='0', count=20, keep_originals=True, seed=0)
+    >>> attack = undoor.Attack(undoor.OnePixel(4, 9, 0.3), sources=("7",), target="0", count=20)
+    >>> print(attack.trigger)
+    pixel 4,9 brighter by 0.3
 
     Args:
         trigger: what changes the poisoned images, in training and, by default, at test time.
