@@ -127,7 +127,7 @@ def test_a_notice_says_that_files_cannot_be_locked(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(lock.fcntl, "flock", unsupported)
-    with pytest.warns(UndoorNotice, match="see that no other run writes there"), claimed(tmp_path / "out"):
+    with pytest.warns(UndoorNotice, match="make sure that no other run writes there"), claimed(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -90,7 +90,7 @@ def test_a_text_that_lists_share_counts_in_each_of_them(tmp_path):
     texts = pa.table({"lists": pa.array([["name", "names"]], pa.list_(pa.string()))})
     encoding = {"use_dictionary": False, "column_encoding": {"lists.list.element": "DELTA_BYTE_ARRAY"}}
     pq.write_table(texts, tmp_path / "t.parquet", **encoding)
-    with pytest.raises(ValueError, match="lists of texts by what they share"):
+    with pytest.raises(ValueError, match="lists of texts by their shared prefixes"):
         read_columns(tmp_path / "t.parquet")
 
 

@@ -114,7 +114,7 @@ def test_npz_has_unique_ids(tmp_path, dataset):
     assert np.array_equal(undoor.read(tmp_path / "x.npz").ids, ids)
     ids[1] = ids[0]
     np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, ids=ids)
-    with pytest.raises(UndoorError, match="some ids stand more than once"):
+    with pytest.raises(UndoorError, match="some ids occur more than once"):
         undoor.read(tmp_path / "x.npz")
 
 

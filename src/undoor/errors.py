@@ -1,4 +1,4 @@
-"""The error and the notice of undoor: one line each, whatever names stand in it."""
+"""The error and the warning of undoor, whose texts are one line that is safe to print on a terminal."""
 
 MESSAGE_CHARACTERS = 2000
 """Longest message. Longer ones are shortened, because names in them can come from whoever made the data."""

@@ -163,7 +163,7 @@ for name, (content, message) in {
     "batch that runs code by an old instruction": (b"cos\nsystem\n(S'echo ran > marker'\ntR.", "it asks for os.system"),
     "batch that makes an instance": (b"(S'echo ran > marker'\nios\nsystem\n.", "instruction INST"),
     "batch that makes an object": (b"cos\nsystem\n(U\x11echo ran > markert\x81.", "it asks for os.system"),
-    "batch that calls a number": (pickled_batch(data=b"K\x01)R"), "it calls what is no function"),
+    "batch that calls a number": (pickled_batch(data=b"K\x01)R"), "it calls something that is no function"),
     "batch that calls numpy's type as an array": (pickled_batch(data=b"cnumpy\nndarray\n(K\x01tR"), "broken pickle"),
     "batch that claims a terabyte": (pickled_batch(b"](K\1K\2e", array(LARGE, TYPE, text(bytes(9)))), "cannot reshape"),
     "batch of objects": (pickled_batch(b"](K\1K\2e", array(b"K\x01\x85", OBJECTS, b"]")), "not of numbers"),

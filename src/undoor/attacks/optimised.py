@@ -52,13 +52,13 @@ def optimised(
         images: (N, C, H, W), the training images of the attacker.
         sources: (N,), the images that may get the trigger, on which the bounds hold after rounding and clipping.
         surrogate: a classifier that was trained on clean images.
-        size: of each change, in (0, 1].
+        size: the size of each change, in (0, 1].
         pixels: the number of pixels to change.
-        linf: largest change in any channel of a pixel of any image, in [0, 1]. Rounding can add 1/510 to the size.
-        psnr: lowest PSNR of any image, in dB.
+        linf: the largest change of any image in any channel of a pixel, in [0, 1]. Rounding can add 1/510 to the size.
+        psnr: the lowest PSNR of any image, in dB.
         criterion: "prominence", or "cross-entropy", for which a gradient selects the candidates.
         target: the index of the target class; the prominence does not depend on it.
-        seed: of the choice of images on which the surrogate evaluates candidates.
+        seed: the seed of the random choice of images on which the surrogate evaluates candidates.
 
     Raises:
         UndoorError: if an argument is out of its range, or no candidate keeps the bounds.
@@ -85,7 +85,11 @@ def optimised(
         allowed = ((score, c) for score, c in candidates if _keeps_bounds(c, eligible, linf, lowest_psnr))
         best = list(islice(allowed, EXACT))
         if not best:
-            raise _impossible(size, pixels, linf, psnr)
+            bounds = [f"ℓ∞ ≤ {linf}"] * (linf is not None) + [f"PSNR ≥ {psnr} dB"] * (psnr is not None)
+            raise UndoorError(
+                f"{pixels} pixel{'s' if pixels > 1 else ''} cannot be changed by {size} within {' and '.join(bounds)}; "
+                "lower the size or the number of pixels, or loosen the bounds"
+            )
         if criterion == "prominence":
             values = [score * displacement(surrogate, examined, c(examined)) for score, c in best]
         else:
@@ -95,16 +99,8 @@ def optimised(
     return trigger
 
 
-def _impossible(size: float, pixels: int, linf: float | None, psnr: float | None) -> UndoorError:
-    bounds = [text for text, bound in ((f"ℓ∞ ≤ {linf}", linf), (f"PSNR ≥ {psnr} dB", psnr)) if bound is not None]
-    return UndoorError(
-        f"{pixels} pixel{'s' if pixels > 1 else ''} cannot be changed by {size} within {' and '.join(bounds)}; "
-        "lower the size or the number of pixels, or loosen the bounds"
-    )
-
-
 def signs(channels: int) -> NDArray[np.int64]:
-    """Return (3^C − 1, C) all ways to raise (1), lower (−1) or leave (0) the C channels of a pixel and change some."""
+    """Return (3^C − 1, C) all ways to raise (1), lower (−1) or keep (0) the C channels of a pixel, but to keep all."""
     return np.array([way for way in product((1, -1, 0), repeat=channels) if any(way)])
 
 

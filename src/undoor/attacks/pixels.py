@@ -21,12 +21,12 @@ class OnePixel:
     [[10, 61], [10, 10]]
 
     Args:
-        row: counted from 0 at the top.
-        column: counted from 0 on the left.
-        size: of the change, in [0, 1]. Size 0 changes no pixel, so that only labels change, which serves as a control.
+        row: the row of the pixel, counted from 0 at the top.
+        column: the column of the pixel, counted from 0 on the left.
+        size: the size of the change, in [0, 1]. With size 0 an attack changes only labels, which serves as a control.
 
     Raises:
-        UndoorError: if the position is not of whole numbers from 0, or the size is not in [0, 1].
+        UndoorError: if the row or the column is no whole number from 0, or the size is not in [0, 1].
 
     """
 
@@ -84,7 +84,7 @@ class Pixels:
             change lies in [−1, 1], and is negative if the pixel becomes darker.
 
     Raises:
-        UndoorError: if there is no change, an impossible one, or two of the same channel of a pixel.
+        UndoorError: if there is no change, a change is impossible, or two changes are of the same channel of a pixel.
 
     """
 

@@ -34,15 +34,15 @@ class Attack:
     pixel 4,9 brighter by 0.3
 
     Args:
-        trigger: what changes the poisoned images, in training and, by default, at test time.
+        trigger: the change of the poisoned images, and by default of the images at test time.
         sources: the source classes, whose images are poisoned.
         target: the target class, with which poisoned images are labelled.
-        count: number of poisoned images, divided among the source classes as evenly as possible.
-        keep_originals: whether the images stay in the set of which poisoned copies are made.
-        seed: of the choice of images.
+        count: the number of poisoned images, divided among the source classes as evenly as possible.
+        keep_originals: whether the images from which poisoned copies are made stay in the set.
+        seed: the seed of the random choice of images.
 
     Raises:
-        UndoorError: if there is no source class, the target is one, the count is below 1 or the seed below 0.
+        UndoorError: if there is no source class, the target is a source class, ``count`` < 1 or ``seed`` < 0.
 
     """
 

@@ -52,14 +52,14 @@ class Jittered:
 def variations(trigger: Trigger, shape: tuple[int, int, int], seed: int = 0) -> dict[str, Trigger]:
     """Return, by name, the trigger itself and variations of it for test time.
 
-    The variations have other sizes; are moved in every image by up to one pixel or two; change the neighbouring pixel
-    too; or change a block of 2×2 or 3×3 pixels that contains the pixel and lies within the image. The changes of the
-    added pixels are the same, on the same channels.
+    There are variations of other sizes; variations that are moved in every image, by up to one pixel or two; one that
+    also changes the neighbouring pixel; and two that change a block of 2×2 or 3×3 pixels, which contains the pixel and
+    lies within the image. The added pixels have the same changes on the same channels.
 
     Args:
         trigger: a ``OnePixel`` or ``Pixels``; each of several pixels gets its own neighbour or block.
         shape: (C, H, W) of the images.
-        seed: of the moves.
+        seed: the seed of the random moves.
 
     """
     pixels = as_pixels(trigger, shape[0])

@@ -55,7 +55,7 @@ class Dataset:
         truth: the truth about the poisoning, where it is known.
 
     Raises:
-        UndoorError: if shapes or types are others, there is no image, or a label has no class.
+        UndoorError: if a shape or type is wrong, there is no image, or a label has no class.
 
     """
 

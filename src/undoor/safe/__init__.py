@@ -1,4 +1,4 @@
-"""Reading of files that somebody else may have made: within limits, and without running anything that is in them.
+"""Readers of files that somebody else may have made: they keep to limits, and run nothing that a file contains.
 
 Whoever made a file may want it to run code, to use up the memory or the time of the machine, or to deceive a terminal.
 Every reader of this package refuses such a file with a ``ValueError`` that gives the reason; its caller adds the name

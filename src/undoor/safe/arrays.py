@@ -1,8 +1,8 @@
 """NumPy arrays in archives (``.npz``) and in pickles, such as the batches of CIFAR.
 
-A header of some bytes can claim an array of terabytes, for which NumPy reserves the memory; an array of objects is a
-pickle, which can run code; a compressed archive can be a bomb. So an array is read only if it consists of numbers or
-texts and if its bytes are really there, and an archive only if it unpacks to no more than its size allows.
+A short header can claim an array of terabytes, for which NumPy reserves the memory. An array of objects is a pickle,
+which can run code. A compressed archive can be a bomb. So an array is read only if it consists of numbers or texts and
+the file contains all its bytes, and an archive only if it unpacks to no more than its size allows.
 """
 
 import math
@@ -53,7 +53,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
             raise ValueError("it holds pickled objects")
         count = math.prod(shape)
         if count > member.file_size or count * dtype.itemsize != member.file_size - file.tell():
-            raise ValueError(f"{member.filename} does not hold the array that its header tells of")
+            raise ValueError(f"{member.filename} does not hold the array that its header describes")
     with archive.open(member) as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array
@@ -88,7 +88,7 @@ class _PickledType:
 
 
 class _Encoder:
-    """Stands in for ``_codecs.encode``, by which Python 3 writes bytes for Python 2; encodes so many bytes at most."""
+    """Stands in for ``_codecs.encode``, with which Python 3 pickles bytes for Python 2; it encodes a bounded number."""
 
     def __init__(self, most: int) -> None:
         self._most = self._remaining = most
@@ -107,7 +107,7 @@ def read_array_pickle(file: BinaryIO, most: int) -> Any:
     encoded in all. Raises ``ValueError`` if the pickle is broken or holds anything but plain values and such arrays.
     """
     stand_ins: dict[str, Any] = {"numpy.ndarray": None, "numpy.dtype": _PickledType, "_codecs.encode": _Encoder(most)}
-    for module in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
+    for module in ("numpy.core", "numpy._core"):  # the names before NumPy 2 and since
         stand_ins |= {f"{module}.multiarray._reconstruct": PickledArray, f"{module}.numeric._frombuffer": _from_buffer}
     return read_pickle(file, stand_ins)
 

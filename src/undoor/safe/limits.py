@@ -5,7 +5,7 @@
 - JSON can be so large or so deeply nested that parsing it fails: its size is bounded, and the failure is caught.
 - Names of classes and images are shown in terminals and written into lists: they must be short and in one line.
 
-The limits that concern all formats stand here; those of a single format stand in its module.
+These limits hold for all formats; the limits of a single format are in its module.
 """
 
 import json
@@ -48,9 +48,9 @@ def memory() -> int:
 
 
 def require_file(path: Path, most: int | None = None) -> int:
-    """Return the size in bytes of a regular file; raises ``OSError`` if it is not there.
+    """Return the size in bytes of a regular file; raise ``OSError`` if the file does not exist.
 
-    Raises ``ValueError`` if it is not a regular file, or has more than ``most`` bytes, by default ``memory()``.
+    Raise ``ValueError`` if it is not a regular file, or has more than ``most`` bytes, by default ``memory()``.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -62,7 +62,7 @@ def require_file(path: Path, most: int | None = None) -> int:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """Return the content of a regular file of at most ``most`` bytes; raises the errors of ``require_file``."""
+    """Return the content of a regular file of at most ``most`` bytes; raise the errors of ``require_file``."""
     require_file(path, most)
     with path.open("rb") as file:
         content = file.read(most + 1)  # for some files the system reports a size of 0
@@ -72,12 +72,12 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raises the errors of ``read_bytes`` and ``parse_json``."""
+    """Return the JSON object in a file; raise the errors of ``read_bytes`` and ``parse_json``."""
     return parse_json(read_bytes(path, JSON_BYTES))
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Return the JSON object in a text; raises ``ValueError`` if it is none, too long or nested too deeply."""
+    """Return the JSON object in a text; raise ``ValueError`` if it is no object, too long or nested too deeply."""
     if len(text) > JSON_BYTES:
         raise ValueError(f"it has more than the {JSON_BYTES:,} bytes that are read")
     try:
@@ -96,9 +96,9 @@ def require_growth(packed: int, unpacked: int) -> None:
 
 
 def require_names(names: Iterable[str], kind: str, *, most: int | None = None) -> None:
-    """Raise ``UndoorError`` unless these are ``most`` short texts or fewer, each safe to show in one line.
+    """Raise ``UndoorError`` unless all names are short texts that are safe to print in one line.
 
-    The message says of which ``kind`` the names are, such as "class name".
+    There may be ``most`` names, by default any number. The message calls them ``kind``, such as "class name".
     """
     for number, name in enumerate(names, start=1):
         if most is not None and number > most:

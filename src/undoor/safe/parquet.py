@@ -34,7 +34,7 @@ def read_columns(path: Path, wanted: Callable[[pa.Schema], Sequence[str]] | None
         if len(footer.leaves) > LEAVES:
             raise ValueError(f"it has {len(footer.leaves):,} columns, more than the {LEAVES:,} that are read")
         if footer.rows > size:
-            raise ValueError(f"it tells of {footer.rows:,} rows and has only {size:,} bytes")
+            raise ValueError(f"it claims {footer.rows:,} rows and has only {size:,} bytes")
         schema = pq.read_schema(path)
         columns = schema.names if wanted is None else list(wanted(schema))
         require_growth(size, footer.largest(columns))

@@ -1,8 +1,8 @@
 """How much memory the columns of a Parquet file take up, computed from the file before pyarrow reads any of it.
 
 A few kilobytes of Parquet can decode to terabytes. The metadata at the end of the file (the footer) states sizes, but
-they can be lies: whoever decodes a page reserves the memory that the header of the page asks for. The functions of
-pyarrow that read the metadata do not help, because pyarrow follows the schema to any depth (before version 26), and
+these can be false: a decoder reserves for each page the memory that the header of the page asks for. The functions of
+pyarrow that read the metadata do not help, because pyarrow follows the schema to any depth (before version 26) and
 ends the process if the statistics of a column are broken. So this module reads the footer and the header of every page
 itself, with bounds on the length of the footer, the depth of the schema and the length of a header.
 """
@@ -132,7 +132,7 @@ class Footer:
     def largest(self, columns: Collection[str]) -> int:
         """Return how many bytes these columns take up at most when they are read.
 
-        A column of texts that is not in a list is taken to be read as indices into a dictionary of its values.
+        This assumes that texts, except in lists, are read as indices into a dictionary of distinct values.
 
         Raises:
             ValueError: if a page is broken, or its values can have any length.
@@ -149,7 +149,7 @@ class Footer:
             length = leaf.length
             if leaf.has_texts and leaf.in_list:
                 if page.encoding == PREFIX_ENCODING:
-                    raise ValueError(f"column {leaf.path[0]} holds lists of texts by what they share")
+                    raise ValueError(f"column {leaf.path[0]} holds lists of texts by their shared prefixes")
                 length = dictionary if page.encoding in DICTIONARY_ENCODINGS else 0
             total += page.unpacked + page.values * (VALUE_BYTES + length)
         return total

@@ -24,7 +24,7 @@ _OPERANDS = {
 }  # fmt: skip
 """How many values an instruction takes from the stack."""
 _OPERANDS_TO_MARK = {"TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"}
-"""Instructions that take all values from the stack that were put there since the last mark."""
+"""Instructions that take from the stack all values since the last mark."""
 
 
 class CodeError(ValueError):
@@ -43,7 +43,7 @@ def read_pickle(
         file: the pickle begins at its position; nothing behind the pickle is read.
         stand_ins: by ``module.name``, a stand-in for every function and class that the pickle may name. What a stand-in
             returns may have a method ``build``, which is given the state of the object.
-        persistent: returns the value of a persistent id; by default there may be none.
+        persistent: returns the value of a persistent id; by default, a pickle with persistent ids is refused.
 
     Returns:
         The value; texts that Python 2 wrote are bytes.
@@ -75,6 +75,7 @@ class _Machine:
         self.stack: list[Any] = []
 
     def execute(self, name: str, argument: Any) -> None:
+        """Execute the instruction of this name, as ``pickletools`` names it."""
         stack = self.stack
         if name in _ARGUMENTS:
             stack.append(argument)
@@ -109,7 +110,7 @@ class _Machine:
             case "REDUCE":
                 function, arguments = operands
                 if not isinstance(function, StandIn):
-                    raise ValueError("it calls what is no function")
+                    raise ValueError("it calls something that is no function")
                 stack.append(function.call(*_require(arguments, tuple)))
             case "BUILD":
                 if not isinstance(stack[-1], dict):  # attributes of an OrderedDict are left out

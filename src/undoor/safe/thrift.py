@@ -31,12 +31,7 @@ should have, whatever type the file states.
 
 
 class CompactReader:
-    """Reads values in the compact protocol, one after another.
-
-    Args:
-        content: the bytes to read; ``position`` says how many of them have been read.
-
-    """
+    """Reads values in the compact protocol from ``content``; ``position`` is the number of bytes read so far."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -44,7 +39,7 @@ class CompactReader:
         self.position = 0
 
     def structure(self, fields: Fields | None, depth: int = 0) -> dict[str, Any]:
-        """Return, by their names, the values of those ``fields`` of a structure that are there and of the right type.
+        """Return, by name, the values of those ``fields`` that the next structure contains with the right type.
 
         Raises:
             ValueError: if the structure is broken, or exceeds a limit.

@@ -55,8 +55,8 @@ def staged(folder: Path, *, last: str, stale: Iterable[Path] = ()) -> Iterator[P
     """Yield an empty folder within ``folder``; on success its files move up, and replace those of the same name.
 
     A failure before that leaves ``folder`` as it was. The file named ``last`` shows that the files are complete: it is
-    removed before any other file is replaced, and moves up after all others. So a reader that finds it finds all files,
-    and all of the same run; and old files never lie beside new ones, whenever the process is killed.
+    removed before any other file is replaced, and moves up after all others. A reader that finds it therefore finds all
+    files, and all of the same run. Old files are never beside new ones, even if the process is killed.
 
     Args:
         folder: the folder; it is created if it does not exist.
@@ -107,7 +107,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _flush(file: Path) -> None:
-    """Write a file to the disk: else, after a loss of power, its new name could refer to bytes that are not there."""
+    """Write a file to the disk: without that, a file that is renamed could lack bytes after a loss of power."""
     descriptor = os.open(file, os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -68,7 +68,7 @@ def _lock(out: Path) -> tuple[int, Path]:
             os.close(descriptor)
             raise UndoorError(f"another run is writing {out}; wait for it or choose another --out") from error
         except OSError:
-            message = f"{file.parent} lies where files cannot be locked; see that no other run writes there"
+            message = f"{file.parent} does not support locks; make sure that no other run writes there"
             warnings.warn(message, UndoorNotice, stacklevel=4)
             return descriptor, file
         with suppress(FileNotFoundError):
@@ -80,12 +80,12 @@ def _lock(out: Path) -> tuple[int, Path]:
 def _remove_leftovers(out: Path) -> None:
     """Remove the leftovers of killed runs on ``out``, except in folders in which another run has a lock."""
     names = {out.name, f"{out.stem}.checkpoint"}
-    leftovers = [path for path, name in _leftovers(out.parent) if name in names]
+    leftovers = [path for path, name in _leftovers(out.parent).items() if name in names]
     if out.is_dir() and not any(out.glob(".*.lock")):  # the pattern does not match ".lock", the lock of this run
-        leftovers += (path for path, _ in _leftovers(out))
+        leftovers += _leftovers(out)
         for folder in (path for path in out.iterdir() if path.is_dir() and not path.is_symlink()):
             if not any(file.name.endswith(".lock") for file in folder.glob(".*")):
-                leftovers += (path for path, _ in _leftovers(folder))
+                leftovers += _leftovers(folder)
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -94,9 +94,6 @@ def _remove_leftovers(out: Path) -> None:
                 path.unlink()
 
 
-def _leftovers(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the half-written outputs in a folder, and the name that each was to get."""
-    for path in folder.glob(".*.part"):
-        match = LEFTOVER.fullmatch(path.name)
-        if match is not None:
-            yield path, match[1]
+def _leftovers(folder: Path) -> dict[Path, str]:
+    """Return the half-written outputs in a folder, and the name of the output that each was to become."""
+    return {path: match[1] for path in folder.glob(".*.part") if (match := LEFTOVER.fullmatch(path.name))}

@@ -34,8 +34,8 @@ def read(
             ``images`` and ``labels``; a CIFAR-10/100 batch file or the folder of them (python or binary);
             ``hub:NAME`` for a data set of the Hugging Face hub; or ``digits``, which comes with undoor.
         split: which part to read, if the source has several.
-        image_column: of Parquet and of hub data sets; by default the first column that contains images.
-        label_column: of Parquet and of hub data sets; by default ``label``, ``labels``, ``fine_label`` or ``target``.
+        image_column: the column of images in Parquet and hub data sets; by default the first that contains images.
+        label_column: the column of labels in these; by default ``label``, ``labels``, ``fine_label`` or ``target``.
         image_size: height and width to which every image is resized.
         skip_broken: leave out images that cannot be decoded, with a notice that lists them, instead of raising.
         on_image: is called with the number of images that have been decoded and the number of all images.

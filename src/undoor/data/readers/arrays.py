@@ -40,7 +40,7 @@ def dataset_from_arrays(
     if options.image_size is not None:
         images = _resize(images, options.image_size)
     if ids is not None and len(np.unique(ids)) < len(ids):
-        raise UndoorError(f"{source}: some ids stand more than once; give every image an id of its own")
+        raise UndoorError(f"{source}: some ids occur more than once; give every image an id of its own")
     names = class_names or numbered_classes(labels, source)
     require_names(names, "class name", most=CLASSES)
     require_names(() if ids is None else ids.tolist(), "id")

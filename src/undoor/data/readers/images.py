@@ -1,6 +1,6 @@
-"""Decoding of a set of images into one array: on all cores, each image of one size and number of channels.
+"""Decoding of a set of images, on all cores, into one array of images with the same size and channels.
 
-``undoor.safe.images`` opens the single images.
+``undoor.safe.images`` opens each single image.
 """
 
 import os

@@ -29,8 +29,8 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     except (OSError, ValueError) as error:
         raise UndoorError(f"{path} is no .npz of plain arrays: {first_line(error)}") from error
     if not {"images", "labels"} <= arrays.keys():
-        held = ", ".join(map(repr, members[:10])) or "nothing"
-        raise UndoorError(f"{path} holds {held}; it must hold images and labels")
+        listed = ", ".join(map(repr, members[:10])) or "nothing"
+        raise UndoorError(f"{path} holds {listed}; it must hold images and labels")
     texts = {name: _texts(arrays[name], name, path) for name in ("class_names", "ids") if name in arrays}
     ids = np.array(texts["ids"], dtype=np.str_) if "ids" in texts else None
     names = texts.get("class_names")
