@@ -1,4 +1,4 @@
-"""A disk that is full or read-only: one clear line, and what was there is still there."""
+"""A full disk and a read-only disk are errors of one line, after which the earlier results are still there."""
 
 import resource
 import subprocess
@@ -28,9 +28,9 @@ def run(monkeypatch, *arguments):
 
 
 @pytest.fixture
-def given(tmp_path, network):
-    """Data and a network that lie on another disk."""
-    folder = tmp_path / "given"
+def inputs(tmp_path, network):
+    """A folder with data and a network, on another disk than the results."""
+    folder = tmp_path / "inputs"
     folder.mkdir()
     data = make_dataset()
     write_parquet(data, folder / "data.parquet")
@@ -48,25 +48,27 @@ COMMANDS = {
 }
 
 
-def words(command, given, out):
-    return COMMANDS[command].format(data=given / "data.parquet", model=given / "model.safetensors", out=out).split()
+def words(command, inputs, out):
+    data, model = inputs / "data.parquet", inputs / "model.safetensors"
+    return COMMANDS[command].format(data=data, model=model, out=out).split()
 
 
-def files(folder):
+def contents(folder):
     return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
 
 
-def one_line(capsys, *parts):
-    said = capsys.readouterr().err
-    lines = [line for line in said.splitlines() if not line.startswith("note: ")]
-    assert len(lines) == 1, said
+def assert_one_error(capsys, *parts):
+    """Check that one line of error with these parts has been printed, besides notes."""
+    printed = capsys.readouterr().err
+    lines = [line for line in printed.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, printed
     assert lines[0].startswith("error: ")
-    assert all(part in lines[0] for part in parts), said
+    assert all(part in lines[0] for part in parts), printed
 
 
 @contextmanager
 def no_larger_files_than(size):
-    """Every file that would grow beyond ``size`` bytes is an error, as on a disk that is full."""
+    """Make every file that grows beyond ``size`` bytes an error, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -76,37 +78,37 @@ def no_larger_files_than(size):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_cannot_be_written_is_told_and_the_earlier_results_stay(command, given, tmp_path, monkeypatch, capsys):
+def test_a_failure_to_write_is_one_error_and_the_earlier_results_stay(command, inputs, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    arguments = words(command, given, out)
+    arguments = words(command, inputs, out)
     assert run(monkeypatch, *arguments) == 0
     if command == "poison":
         (out / "poisoned").rename(out / "earlier")
     if command == "train":
         arguments += ["--seed", "1"]
-    before = files(out)
+    before = contents(out)
     capsys.readouterr()
     for size in (0, 1500):
         with no_larger_files_than(size):
             assert run(monkeypatch, *arguments) == 2
-        one_line(capsys, "cannot write", str(out), "free space there or choose another --out")
-        assert files(out) == before
+        assert_one_error(capsys, "cannot write", str(out), "free space there or choose another --out")
+        assert contents(out) == before
     assert run(monkeypatch, *arguments) == 0
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 3 MB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True).returncode:
+    """A disk of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("only root may mount a small disk")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
 
 
 def fill(folder):
-    """Leave less than a page."""
+    """Fill the disk of a folder to the last page."""
     with (folder / "filler").open("wb", buffering=0) as file:
         for size in (4096, 1):
             try:
@@ -116,33 +118,30 @@ def fill(folder):
                 pass
 
 
-@pytest.mark.parametrize("how", ["full", "read-only"])
-def test_a_disk_that_takes_nothing(how, given, small_disk, monkeypatch, capsys):
-    scan = words("scan", given, small_disk)
-    train = words("train", given, small_disk)
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+def test_nothing_changes_on_a_full_or_read_only_disk(disk, inputs, small_disk, monkeypatch, capsys):
+    scan, train, poison = (words(command, inputs, small_disk) for command in ("scan", "train", "poison"))
+    bench = ["bench", "quick", "--cells", "clean-*", "--out", small_disk / "bench"]
     assert run(monkeypatch, *scan) == run(monkeypatch, *train) == 0
-    before = files(small_disk)
-    if how == "full":
+    if disk == "full":
         fill(small_disk)
-        before = files(small_disk)
     else:
         subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    why = {"full": "No space left on device", "read-only": "Read-only file system"}[how]
-    poison = words("poison", given, small_disk)
-    bench = ["bench", "quick", "--cells", "clean-*", "--out", small_disk / "bench"]
-    for command in (scan, [*train, "--seed", "1"], poison, *([bench] if how == "read-only" else [])):
+    before = contents(small_disk)
+    reason = {"full": "No space left on device", "read-only": "Read-only file system"}[disk]
+    for command in (scan, [*train, "--seed", "1"], poison, *([bench] if disk == "read-only" else [])):
         capsys.readouterr()
         assert run(monkeypatch, *command) == 2
-        one_line(capsys, "cannot write", why)
-        assert files(small_disk) == before
+        assert_one_error(capsys, "cannot write", reason)
+        assert contents(small_disk) == before
 
 
 def test_a_mapped_array_that_does_not_fit_is_an_error_and_no_crash(small_disk):
-    room = mapped((1000, 250), np.float32, small_disk)
-    room[:] = 1
+    array = mapped((1000, 250), np.float32, small_disk)
+    array[:] = 1
     with pytest.raises(UndoorError, match=r"cannot write .*disk: No space left on device"):
         mapped((1000, 2500), np.float32, small_disk)
-    assert (room == 1).all()
+    assert (array == 1).all()
     fill(small_disk)
-    room[:] = 2  # its own room was reserved
-    assert (room == 2).all()
+    array[:] = 2  # its space was reserved
+    assert (array == 2).all()

@@ -1,8 +1,9 @@
-"""The inputs of ``make fuzz``: what its corpus begins with is read, and what it has found ends in one line.
+"""The files with which ``make fuzz`` begins are read, and the files with which it found faults are errors of one line.
 
-What it has found lies in ``fuzzed``, TARGET-WHAT a file.
+Those files are in the folder ``fuzzed``; the name of each begins with its target.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import fuzz
 from undoor.errors import UndoorError
 
 FOUND = sorted((Path(__file__).parent / "fuzzed").iterdir())
-
 
 TARGETS = (
     "image", "parquet", "npz", "cifar-pickle", "cifar-binary", "safetensors", "checkpoint", "onnx", "attack",
@@ -24,21 +24,19 @@ def test_all_targets_are_listed():
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_corpus_begins_with_whole_files(name, tmp_path):
+def test_files_at_the_beginning_of_the_corpus_are_read(name, tmp_path):
     target, read = fuzz.TARGETS[name], 0
-    (tmp_path / "made").mkdir()
-    (tmp_path / "desk").mkdir()
-    for seed in target.seeds(tmp_path / "made"):
-        try:
-            target.use(seed, tmp_path / "desk")
+    for folder in ("seeds", "work"):
+        (tmp_path / folder).mkdir()
+    for seed in target.seeds(tmp_path / "seeds"):
+        with suppress(UndoorError):
+            target.use(seed, tmp_path / "work")
             read += 1
-        except UndoorError:
-            continue
     assert read
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
-def test_what_was_found_is_one_line_now(path, tmp_path):
+def test_a_file_that_revealed_a_fault_is_an_error_of_one_line(path, tmp_path):
     (target,) = (name for name in TARGETS if path.name.startswith(f"{name}-"))
     with pytest.raises(UndoorError) as raised:
         fuzz.TARGETS[target].use(path.read_bytes(), tmp_path)

@@ -1,4 +1,7 @@
-"""Whatever is given to undoor ends in one line, runs no code and takes neither the memory nor the time of others."""
+"""A hostile file ends in an error of one line, runs no code, and takes neither much memory nor much time.
+
+The cases are in ``hostile``.
+"""
 
 import json
 import os
@@ -17,11 +20,11 @@ import hostile.archives
 import hostile.images
 import hostile.networks
 import hostile.results
-import hostile.tables  # noqa: F401 - each adds its cases
+import hostile.tables  # noqa: F401 - each of these modules adds its cases
 import undoor
 from conftest import QUICKLY, Linear, make_dataset
+from helpers.image_folders import write_folder
 from hostile import CASES
-from test_readers import write_folder
 from undoor.attacks import write_attack
 from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.test_time import Ada
@@ -34,17 +37,19 @@ from undoor.networks.victims import fit_victim
 from undoor.scanning import scan, write_findings
 
 SECONDS, MEMORY = 10.0, 10**9
+"""The seconds of a processor and the bytes that a command may use."""
+
 PATIENCE = 60.0
-"""Seconds after which a child is killed: others may need the processor too, so that its own seconds are counted."""
+"""Seconds after which a command is killed: more than ``SECONDS``, because the processor may be shared with others."""
 
 
 class KilledError(Exception):
-    pass
+    """Ends a training."""
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Good files, beside which the hostile ones are laid."""
+    """A folder with good files, to a copy of which each case adds its hostile file."""
     root = tmp_path_factory.mktemp("base")
     dataset = make_dataset(n_per_class=30)
     write_folder(dataset, root / "photos")
@@ -72,21 +77,24 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server():
-    here = Path(__file__).parent
-    alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
-    command = [sys.executable, str(here / "hostile" / "runner.py")]
+    """The process of ``hostile/runner.py``."""
+    tests = Path(__file__).parent
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    command = [sys.executable, str(tests / "hostile" / "runner.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env={**os.environ, **alone, **offline}, **pipes) as process:
+    with subprocess.Popen(command, env={**os.environ, **one_thread, **offline}, **pipes) as process:
         yield process
         process.stdin.close()
 
 
 @pytest.fixture
 def run(server):
+    """Return a function that runs undoor in a folder and returns how it ended, its output and its errors."""
+
     def call(folder, arguments):
-        asked = {"folder": str(folder), "arguments": list(arguments), "seconds": PATIENCE}
-        print(json.dumps(asked), file=server.stdin, flush=True)
+        request = {"folder": str(folder), "arguments": list(arguments), "seconds": PATIENCE}
+        print(json.dumps(request), file=server.stdin, flush=True)
         ended = json.loads(server.stdout.readline())
         texts = ((folder / name).read_text(errors="surrogateescape") for name in ("stdout", "stderr"))
         return ended, *texts
@@ -95,33 +103,34 @@ def run(server):
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_hostile_file(run, base, tmp_path, name):
+def test_a_hostile_file_does_no_harm(run, base, tmp_path, name):
     case = CASES[name]
     root = tmp_path / "root"
     shutil.copytree(base, root)
     arguments = (*case.make(root), "--quiet")
     ended, out, err = run(root, arguments)
-    told = f"undoor {' '.join(arguments)[:500]}: {ended}\n{out[-1000:]}{err[-3000:]}"
+    report = f"undoor {' '.join(arguments)[:500]}: {ended}\n{out[-1000:]}{err[-3000:]}"
 
-    assert ended["code"] != -9, f"was killed, {told}"
-    assert ended["seconds"] < SECONDS, f"took too long, {told}"
-    assert ended["memory"] < MEMORY, f"took too much memory, {told}"
-    assert not (root / "marker").exists(), f"ran code, {told}"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["root"], f"wrote outside of its folder, {told}"
-    assert all(c.isprintable() or c == "\n" for c in out + err), f"wrote control characters, {told}"
+    assert ended["code"] != -9, f"was killed, {report}"
+    assert ended["seconds"] < SECONDS, f"took too long, {report}"
+    assert ended["memory"] < MEMORY, f"took too much memory, {report}"
+    assert not (root / "marker").exists(), f"ran code, {report}"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["root"], f"wrote outside of its folder, {report}"
+    assert all(c.isprintable() or c == "\n" for c in out + err), f"wrote control characters, {report}"
     *notes, last = err.splitlines() or [""]
-    assert ended["code"] == (2 if case.ends == "error" else 0), told
+    assert ended["code"] == (2 if case.ends == "error" else 0), report
     if case.ends == "error":
-        assert last.startswith("error: "), told
-        assert case.told in last, f"was to say {case.told!r}, {told}"
+        assert last.startswith("error: "), report
+        assert case.message in last, f"does not say {case.message!r}, {report}"
     else:
         notes.append(last)
-        assert case.ends == "well" or any(case.told in note for note in notes), f"was to say {case.told!r}, {told}"
-    assert all(note.startswith("note: ") for note in notes if note), f"said more, {told}"
+        says = any(case.message in note for note in notes)
+        assert case.ends == "well" or says, f"does not say {case.message!r}, {report}"
+    assert all(note.startswith("note: ") for note in notes if note), f"says more, {report}"
     case.check(root)
 
 
-def test_there_are_many_and_the_good_files_are_good(run, base, tmp_path):
+def test_there_are_many_cases_and_the_good_files_are_accepted(run, base, tmp_path):
     assert len(CASES) >= 100
     root = tmp_path / "root"
     shutil.copytree(base, root)

@@ -1,4 +1,4 @@
-"""The optimised trigger against brute force, closed forms and planted pixels."""
+"""The optimised trigger agrees with brute force and closed forms, and uses planted pixels."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from undoor.errors import UndoorError
 
 
 def noisy(channels=3, height=5, width=4, n=300, seed=0):
-    """Return images whose pixels vary more the further down they lie, and whose channels go together."""
+    """Return images whose pixels vary more in lower rows, and whose channels vary together."""
     generator = np.random.default_rng(seed)
     shape = (n, channels, height, width)
     common = generator.normal(size=(n, 1, height, width))
@@ -20,7 +20,8 @@ def noisy(channels=3, height=5, width=4, n=300, seed=0):
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-EVERY = np.ones(300, bool)
+ALL = np.ones(300, bool)
+"""All images of ``noisy`` may get the trigger."""
 
 
 def test_contrast_is_the_mahalanobis_length_of_the_mean_change():
@@ -38,60 +39,61 @@ def test_contrast_is_the_mahalanobis_length_of_the_mean_change():
         assert found[number, row, column] == pytest.approx(expected, rel=1e-6)
 
 
-class Seen(torch.nn.Module):
-    """Its features are the values of the pixels, each times how well it is seen."""
+class Weighted(torch.nn.Module):
+    """A network whose features are the values of the pixels, each times a weight."""
 
-    def __init__(self, seen):
+    def __init__(self, weights):
         super().__init__()
-        self.seen = torch.tensor(seen, dtype=torch.float32).flatten()
-        self.last = torch.nn.Linear(len(self.seen), 3)
+        self.weights = torch.tensor(weights, dtype=torch.float32).flatten()
+        self.last = torch.nn.Linear(len(self.weights), 3)
 
     def forward(self, images):
-        return self.last(images.flatten(1) * self.seen)
+        return self.last(images.flatten(1) * self.weights)
 
 
-EQUALLY = {channels: undoor.Classifier(Seen(np.ones((channels, 5, 4)))) for channels in (1, 3)}
+UNIFORM = {channels: undoor.Classifier(Weighted(np.ones((channels, 5, 4)))) for channels in (1, 3)}
 
 
-def test_prominence_is_the_highest_of_all_candidates():
+def test_the_prominence_is_the_highest_of_all_candidates():
     images = noisy(channels=1)
-    seen = np.random.default_rng(5).uniform(0.2, 1, (5, 4))
-    best = {}
+    weights = np.random.default_rng(5).uniform(0.2, 1, (5, 4))
+    prominence = {}
     for row in range(5):
         for column in range(4):
             variance = images[:, 0, row, column].var() / 255**2 + 1 / 255**2 / 12
             for size in (0.05, -0.05):
                 trigger = Pixels(((row, column, 0, size),))
                 change = (trigger(images)[:, 0, row, column] / 255 - images[:, 0, row, column] / 255).mean()
-                best[trigger] = change**2 / (variance + change**2) * abs(change) * seen[row, column]
-    found = optimised(images, EVERY, undoor.Classifier(Seen(seen[None])), size=0.05)
-    assert best[found] == pytest.approx(max(best.values()), rel=1e-5)
-    assert best[found] > np.sort(list(best.values()))[-3]  # neither a tie nor the least varying pixel by chance
+                share = change**2 / (variance + change**2)
+                prominence[trigger] = share * abs(change) * weights[row, column]
+    chosen = optimised(images, ALL, undoor.Classifier(Weighted(weights[None])), size=0.05)
+    assert prominence[chosen] == pytest.approx(max(prominence.values()), rel=1e-5)
+    assert prominence[chosen] > np.sort(list(prominence.values()))[-3]  # both signs of other pixels are worse
 
 
-def test_a_pixel_that_the_network_does_not_see_is_not_chosen():
-    images, seen = noisy(channels=1), np.ones((1, 5, 4))
+def test_a_pixel_that_the_network_ignores_is_not_chosen():
+    images, weights = noisy(channels=1), np.ones((1, 5, 4))
     images[:, 0, 0, 1] = 50
-    assert optimised(images, EVERY, EQUALLY[1], size=0.1).changes[0][:2] == (0, 1)
-    seen[0, 0, 1] = 0
-    assert optimised(images, EVERY, undoor.Classifier(Seen(seen)), size=0.1).changes[0][:2] != (0, 1)
+    assert optimised(images, ALL, UNIFORM[1], size=0.1).changes[0][:2] == (0, 1)
+    weights[0, 0, 1] = 0
+    assert optimised(images, ALL, undoor.Classifier(Weighted(weights)), size=0.1).changes[0][:2] != (0, 1)
 
 
-def test_channels_are_changed_against_what_they_have_in_common():
-    changes = optimised(noisy(), EVERY, EQUALLY[3], size=0.02).changes
+def test_channels_that_vary_together_are_changed_in_opposite_directions():
+    changes = optimised(noisy(), ALL, UNIFORM[3], size=0.02).changes
     assert {change for *_, change in changes} == {0.02, -0.02}
 
 
 def test_a_change_that_is_clipped_away_is_not_chosen():
     images = noisy(channels=1)
     images[:, 0, 2, 2] = 0
-    assert optimised(images, EVERY, EQUALLY[1], size=0.1).changes == ((2, 2, 0, 0.1),)
+    assert optimised(images, ALL, UNIFORM[1], size=0.1).changes == ((2, 2, 0, 0.1),)
     images[:, 0, 2, 2] = 255
-    assert optimised(images, EVERY, EQUALLY[1], size=0.1).changes == ((2, 2, 0, -0.1),)
+    assert optimised(images, ALL, UNIFORM[1], size=0.1).changes == ((2, 2, 0, -0.1),)
 
 
-class Bilinear(torch.nn.Module):
-    """Logits that bend with the image, so that the first order is not exact."""
+class Curved(torch.nn.Module):
+    """A network whose logits are not linear in the image, so that the first order is not exact."""
 
     def __init__(self):
         super().__init__()
@@ -104,38 +106,39 @@ class Bilinear(torch.nn.Module):
         return self.last(torch.tanh(self.first(images.flatten(1))))
 
 
-def test_cross_entropy_is_the_lowest_of_all_candidates():
-    images, model = noisy(channels=1), Bilinear()
+def test_the_cross_entropy_is_the_lowest_of_all_candidates():
+    images, model = noisy(channels=1), Curved()
     classifier = undoor.Classifier(model)
     settings = {"size": 0.2, "criterion": "cross-entropy", "target": 2}
-    found = optimised(images, EVERY, classifier, **settings)
+    chosen = optimised(images, ALL, classifier, **settings)
 
     def loss(trigger):
         with torch.no_grad():
             logits = model(torch.tensor(trigger(images)) / 255)
         return float(torch.nn.functional.cross_entropy(logits, torch.full((len(images),), 2)))
 
-    every = [Pixels(((row, column, 0, size),)) for row in range(5) for column in range(4) for size in (0.2, -0.2)]
-    assert loss(found) == pytest.approx(min(map(loss, every)), rel=1e-6)
+    candidates = [Pixels(((row, column, 0, size),)) for row in range(5) for column in range(4) for size in (0.2, -0.2)]
+    assert loss(chosen) == pytest.approx(min(map(loss, candidates)), rel=1e-6)
 
-    # Several pixels: the best of all second ones beside the first.
-    two = optimised(images, EVERY, classifier, pixels=2, **settings)
-    assert two.changes[0] == found.changes[0]
-    seconds = [found.joined(one.changes) for one in every if one.changes[0][:2] != found.changes[0][:2]]
-    assert loss(two) == pytest.approx(min(map(loss, seconds)), rel=1e-6)
+    # Of two pixels, the first is the same, and the second is the best beside it.
+    two = optimised(images, ALL, classifier, pixels=2, **settings)
+    assert two.changes[0] == chosen.changes[0]
+    pairs = [chosen.joined(c.changes) for c in candidates if c.changes[0][:2] != chosen.changes[0][:2]]
+    assert loss(two) == pytest.approx(min(map(loss, pairs)), rel=1e-6)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("fewest", [26.0, 28.0])
-def test_bounds_hold_on_the_images_that_are_made(fewest):
+@pytest.mark.parametrize("lowest", [26.0, 28.0])
+def test_bounds_hold_on_the_changed_images(lowest):
     images = noisy()
-    free, bound = (optimised(images, EVERY, EQUALLY[3], size=0.2, pixels=2, psnr=one) for one in (None, fewest))
+    free, bound = (optimised(images, ALL, UNIFORM[3], size=0.2, pixels=2, psnr=limit) for limit in (None, lowest))
     assert len(free.changes) == 6
     assert len(bound.changes) < 6
     assert len({change[:2] for change in bound.changes}) == 2
-    assert psnr(images, bound(images)).min() >= fewest > psnr(images, free(images)).min()
+    assert psnr(images, bound(images)).min() >= lowest > psnr(images, free(images)).min()
     assert linf(images, bound(images)).max() == pytest.approx(51 / 255)
-    assert optimised(images, EVERY, EQUALLY[3], size=0.2, linf=51 / 255).changes
+    within_linf = optimised(images, ALL, UNIFORM[3], size=0.2, linf=51 / 255)
+    assert linf(images, within_linf(images)).max() <= 51 / 255
 
 
 @pytest.mark.parametrize(
@@ -150,12 +153,12 @@ def test_bounds_hold_on_the_images_that_are_made(fewest):
         ({"criterion": "luck"}, "no criterion 'luck'; choose"),
     ],
 )
-def test_bounds_that_cannot_be_met_are_told(settings, message):
+def test_bounds_that_cannot_be_kept_are_an_error(settings, message):
     with pytest.raises(UndoorError, match=message):
-        optimised(noisy(), EVERY, EQUALLY[3], **{"size": 0.2, **settings})
+        optimised(noisy(), ALL, UNIFORM[3], **{"size": 0.2, **settings})
 
 
-def test_attack_keeps_its_bounds_on_the_poisoned_images():
+def test_an_attack_keeps_its_bounds_on_the_poisoned_images():
     clean = make_dataset(channels=3)
     surrogate = undoor.Classifier(Linear(3 * 144))
     attack = undoor.Attack.optimised(clean, surrogate, target="class1", count=10, size=0.3, psnr=32, sources=["class0"])

@@ -1,4 +1,4 @@
-"""What the pages of a Parquet file become is known before they are decoded; pyarrow's own counts are the measure."""
+"""The memory that a Parquet file takes up is computed before it is decoded, and agrees with what pyarrow counts."""
 
 import io
 from contextlib import suppress
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hostile.tables import varint
 from undoor.safe.parquet import read_columns
-from undoor.safe.parquet_footer import CHUNK, DEPTH, PAGE, Footer
-from undoor.safe.thrift import Compact
+from undoor.safe.parquet_footer import CHUNK, DEPTH, PAGE, Footer, read_page_header
+from undoor.safe.thrift import CompactReader
 
 GENERATOR = np.random.default_rng(0)
 N = 3000
@@ -45,31 +45,32 @@ def written(request, tmp_path):
     return tmp_path / "t.parquet"
 
 
-def test_the_columns_and_pages_are_those_that_pyarrow_counts(written):
-    known, schema = pq.read_metadata(written), pq.ParquetFile(written).schema
+def test_columns_and_pages_agree_with_pyarrow(written):
+    metadata, schema = pq.read_metadata(written), pq.ParquetFile(written).schema
     with written.open("rb") as file:
         footer = Footer(file)
-        assert footer.rows == known.num_rows == N
-        assert len(footer.groups) == known.num_row_groups
-        for leaf, column in zip(footer.leaves, map(schema.column, range(known.num_columns)), strict=True):
+        assert footer.rows == metadata.num_rows == N
+        assert len(footer.groups) == metadata.num_row_groups
+        columns = range(metadata.num_columns)
+        for leaf, column in zip(footer.leaves, map(schema.column, columns), strict=True):
             assert ".".join(leaf.path) == column.path
-            assert leaf.texts == (column.physical_type == "BYTE_ARRAY")
-            assert leaf.repeated == (column.max_repetition_level > 0)
+            assert leaf.has_texts == (column.physical_type == "BYTE_ARRAY")
+            assert leaf.in_list == (column.max_repetition_level > 0)
             assert leaf.length == max(0, column.length)
         for number, group in enumerate(footer.groups):
-            for chunk, column in zip(group, map(known.row_group(number).column, range(known.num_columns)), strict=True):
+            for chunk, column in zip(group, map(metadata.row_group(number).column, columns), strict=True):
                 pages = list(footer.pages(chunk))
-                # Both of pyarrow's sums count the headers too.
-                heads = column.total_compressed_size - sum(page.packed for page in pages)
-                assert heads == column.total_uncompressed_size - sum(page.unpacked for page in pages)
-                assert heads >= 10 * len(pages)
+                # Both of pyarrow's sums include the headers.
+                headers = column.total_compressed_size - sum(page.packed for page in pages)
+                assert headers == column.total_uncompressed_size - sum(page.unpacked for page in pages)
+                assert headers >= 10 * len(pages)
                 assert sum(page.values for page in pages) == column.num_values
 
 
-def test_what_is_read_takes_no_more(written):
+def test_columns_take_no_more_memory_than_computed(written):
     with written.open("rb") as file:
         footer = Footer(file)
-        texts = [".".join(leaf.path) for leaf in footer.leaves if leaf.texts and not leaf.repeated]
+        texts = [".".join(leaf.path) for leaf in footer.leaves if leaf.has_texts and not leaf.in_list]
         whole = pq.read_table(written, read_dictionary=texts)
         for name in COLUMNS:
             assert footer.largest([name]) >= whole[name].nbytes, name
@@ -77,7 +78,7 @@ def test_what_is_read_takes_no_more(written):
     assert read_columns(written).equals(pq.read_table(written))
 
 
-def test_lists_count_what_they_share(tmp_path):
+def test_a_text_that_lists_share_counts_in_each_of_them(tmp_path):
     shared = pa.array([[b"x" * 10**5] * 1000] * 4, pa.list_(pa.binary()))
     pq.write_table(pa.table({"lists": shared}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 10**4
@@ -89,7 +90,7 @@ def test_lists_count_what_they_share(tmp_path):
     texts = pa.table({"lists": pa.array([["name", "names"]], pa.list_(pa.string()))})
     encoding = {"use_dictionary": False, "column_encoding": {"lists.list.element": "DELTA_BYTE_ARRAY"}}
     pq.write_table(texts, tmp_path / "t.parquet", **encoding)
-    with pytest.raises(ValueError, match="lists of texts by what they share"):
+    with pytest.raises(ValueError, match="lists of texts by their shared prefixes"):
         read_columns(tmp_path / "t.parquet")
 
 
@@ -100,7 +101,7 @@ def nested(depth):
     return pa.table({"x": pa.nulls(2, kind), "y": [1, 2]})
 
 
-def test_columns_are_nested_only_so_deep(tmp_path):
+def test_columns_that_are_nested_too_deeply_are_refused(tmp_path):
     for depth in (DEPTH - 1, DEPTH):
         pq.write_table(nested(depth), tmp_path / f"{depth}.parquet", store_schema=False)
     with (tmp_path / f"{DEPTH - 1}.parquet").open("rb") as file:
@@ -112,61 +113,60 @@ def test_columns_are_nested_only_so_deep(tmp_path):
 @pytest.mark.parametrize(
     "header",
     [
-        b"\x15\x00",  # ends
-        b"\x15\x00\x15\x03\x15\x02\x00",  # less than no bytes
-        b"\x15\x00\x15\x02\x15\x02\x00",  # of data, and does not say how many values
-        b"\x15\x00\x15\x02\x15\x02\x25\x02\x00",  # a number where a structure is to be
+        b"\x15\x00",  # ends too early
+        b"\x15\x00\x15\x03\x15\x02\x00",  # a negative number of bytes
+        b"\x15\x00\x15\x02\x15\x02\x00",  # a page of data without the number of values
+        b"\x15\x00\x15\x02\x15\x02\x25\x02\x00",  # a number instead of a structure
         b"\x15\x00\x19" + b"\x19" * 10**5,  # lists in lists
-        b"\x1c" * 10**5,
+        b"\x1c" * 10**5,  # structures in structures
         b"\x18\xff\xff\xff\xff\x0f",  # a text of 4 GiB
-        b"\x19\xf7\xff\xff\xff\xff\x0f",  # a list of four billion reals
+        b"\x19\xf7\xff\xff\xff\xff\x0f",  # a list of four billion real numbers
         b"\x15" + b"\xff" * 20,  # a number without end
-        b"\x1d",  # of no known kind
+        b"\x1d",  # a value of no known type
     ],
 )
-def test_headers_that_are_none(header):
-    footer = Footer.__new__(Footer)
-    footer._file = io.BytesIO(header)
+def test_broken_page_headers_are_refused(header):
     with pytest.raises(ValueError, match=r"broken|lists more than"):
-        list(footer.pages({"values": 5, "packed": 100, "data": 0}))
+        read_page_header(io.BytesIO(header), 0)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_structure_or_none(content):
-    compact = Compact(content)
+def test_any_bytes_are_a_structure_or_an_error(content):
+    reader = CompactReader(content)
     try:
-        fields = compact.structure(PAGE)
+        fields = reader.structure(PAGE)
     except (ValueError, EOFError):
         return
-    assert fields.keys() <= {"kind", "unpacked", "packed", "first", "second", ""}
-    assert compact.at <= len(content)
+    assert fields.keys() <= {"kind", "unpacked", "packed", "data", "data_v2"}
+    assert reader.position <= len(content)
 
 
 @pytest.fixture(scope="module")
 def whole():
+    """A whole Parquet file of two row groups."""
     buffer = io.BytesIO()
     pq.write_table(pa.table(COLUMNS).slice(0, 20), buffer, row_group_size=10)
     return buffer.getvalue()
 
 
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
-def test_a_broken_footer_is_told(whole, place, change):
+def test_a_changed_file_is_read_or_is_a_value_error(whole, distance, change):
     content = bytearray(whole)
-    at = len(content) - 1 - place % len(content)
-    content[at : at + len(change)] = change
+    position = len(content) - 1 - distance % len(content)
+    content[position : position + len(change)] = change
     with suppress(ValueError):
         Footer(io.BytesIO(bytes(content))).largest(COLUMNS)
 
 
-def test_numbers_that_pyarrow_would_cut_short_are_refused():
+def test_numbers_that_pyarrow_would_truncate_are_refused():
     for number, kind in ((2**32 + 5, 5), (2**64 + 5, 6)):
         with pytest.raises(ValueError, match="broken"):
-            Compact(bytes([0x20 | kind]) + varint(2 * number) + b"\0").structure(PAGE)
-    assert Compact(b"\x25" + varint(2 * 7) + b"\0").structure(PAGE) == {"unpacked": 7}
-    assert Compact(b"\x26" + varint(2 * 7) + b"\0").structure(PAGE) == {}  # of another kind: pyarrow passes it over
+            CompactReader(bytes([0x20 | kind]) + varint(2 * number) + b"\0").structure(PAGE)
+    assert CompactReader(b"\x25" + varint(2 * 7) + b"\0").structure(PAGE) == {"unpacked": 7}
+    assert CompactReader(b"\x26" + varint(2 * 7) + b"\0").structure(PAGE) == {}  # pyarrow skips a wrong type too
 
 
-def test_lists_of_another_kind_than_pyarrow_takes_them_for_are_refused():
-    assert Compact(b"\x29\x15\x04\0").structure(CHUNK) == {"encodings": []}
+def test_lists_of_another_type_than_pyarrow_expects_are_refused():
+    assert CompactReader(b"\x29\x15\x04\0").structure(CHUNK) == {"encodings": []}
     with pytest.raises(ValueError, match="broken"):
-        Compact(b"\x29\x18\x01x\0").structure(CHUNK)
+        CompactReader(b"\x29\x18\x01x\0").structure(CHUNK)

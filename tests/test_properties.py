@@ -1,6 +1,6 @@
-"""What must hold whatever is given: attacks, filters and what is kept in files.
+"""Properties of attacks, of filters and of files, which hold for whatever inputs hypothesis draws.
 
-The examples are drawn by hypothesis, the same ones in every run.
+It draws the same inputs in every run.
 """
 
 import json
@@ -18,9 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 import undoor
 from conftest import always
-from undoor.attacks import OnePixel, poison, read_attack, triggered, write_attack
-from undoor.attacks.pixels import Pixels
-from undoor.attacks.poisoning import Attack, chosen_rows
+from undoor.attacks import Attack, OnePixel, Pixels, chosen_rows, poison, read_attack, triggered, write_attack
 from undoor.data.dataset import Dataset, row_ids
 from undoor.data.readers.parquet import write_parquet
 from undoor.data.readers.subset import write_subset
@@ -37,7 +35,7 @@ from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS, VIEW_COLUMNS
 
 @st.composite
 def datasets(draw):
-    """Up to 24 small images, grey or RGB, of two to four classes, each with an image or more."""
+    """Draw up to 24 small images, grey or RGB, of two to four classes, each with at least one image."""
     classes, channels = draw(st.integers(2, 4)), draw(st.sampled_from([1, 3]))
     height, width = draw(st.integers(2, 6)), draw(st.integers(2, 6))
     rest = draw(st.lists(st.integers(0, classes - 1), max_size=20))
@@ -46,22 +44,18 @@ def datasets(draw):
     return Dataset(images, labels, tuple("abcd"[:classes]), row_ids(len(labels)))
 
 
-changes = st.floats(-1, 1)
-
-
 @st.composite
 def attacks(draw, data):
-    """An attack that is possible on the data, of one pixel or of several."""
+    """Draw an attack that is possible on the data, with a trigger of one pixel or of several."""
     _, channels, height, width = data.images.shape
     target, *sources = draw(st.permutations(data.class_names))
     sources = sources[: draw(st.integers(1, len(sources)))]
-    places = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1), st.integers(0, channels - 1))
+    position = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1), st.integers(0, channels - 1))
     if draw(st.booleans()):
-        trigger = OnePixel(*draw(places)[:2], draw(st.floats(0, 1)))
+        trigger = OnePixel(*draw(position)[:2], draw(st.floats(0, 1)))
     else:
-        trigger = Pixels(
-            tuple((*p, draw(changes)) for p in draw(st.lists(places, min_size=1, max_size=3, unique=True)))
-        )
+        positions = draw(st.lists(position, min_size=1, max_size=3, unique=True))
+        trigger = Pixels(tuple((*p, draw(st.floats(-1, 1))) for p in positions))
     fewest = min(int((data.labels == data.class_names.index(name)).sum()) for name in sources)
     count = draw(st.integers(1, fewest * len(sources)))
     return Attack(trigger, tuple(sources), target, count, draw(st.booleans()), draw(st.integers(0, 9)))
@@ -69,37 +63,37 @@ def attacks(draw, data):
 
 @given(st.data())
 @always(80)
-def test_poison_is_what_was_asked_for_and_nothing_else(data):
+def test_a_poisoned_set_has_the_changes_of_the_attack_and_no_others(data):
     clean = data.draw(datasets())
     attack = data.draw(attacks(clean))
     images, labels = clean.images.copy(), clean.labels.copy()
     rows = chosen_rows(clean, attack)
-    found = poison(clean, attack)
-    poisoned, target = found.truth.poisoned, clean.class_names.index(attack.target)
+    changed = poison(clean, attack)
+    poisoned, target = changed.truth.poisoned, clean.class_names.index(attack.target)
 
     assert poisoned.sum() == attack.count == len(set(rows.tolist()))
-    assert len(found) == len(clean) + attack.count * attack.keep_originals
-    assert (found.labels[poisoned] == target).all()
-    assert set(found.truth.original_labels[poisoned]) <= {clean.class_names.index(name) for name in attack.sources}
-    assert np.array_equal(found.labels[~poisoned], found.truth.original_labels[~poisoned])
-    left = np.arange(len(clean)) if attack.keep_originals else np.setdiff1d(np.arange(len(clean)), rows)
-    assert np.array_equal(found.images[~poisoned], clean.images[left])
-    assert np.array_equal(found.labels[~poisoned], clean.labels[left])
+    assert len(changed) == len(clean) + attack.count * attack.keep_originals
+    assert (changed.labels[poisoned] == target).all()
+    assert set(changed.truth.original_labels[poisoned]) <= {clean.class_names.index(name) for name in attack.sources}
+    assert np.array_equal(changed.labels[~poisoned], changed.truth.original_labels[~poisoned])
+    kept = np.arange(len(clean)) if attack.keep_originals else np.setdiff1d(np.arange(len(clean)), rows)
+    assert np.array_equal(changed.images[~poisoned], clean.images[kept])
+    assert np.array_equal(changed.labels[~poisoned], clean.labels[kept])
 
-    # Only the places of the trigger change, by what was asked for up to rounding and the ends of the range.
-    before, after = clean.images[rows].astype(float), found.images[poisoned].astype(float)
-    asked = np.zeros(before.shape[1:])
+    # Only the pixels of the trigger change, by its changes up to rounding and clipping.
+    before, after = clean.images[rows].astype(float), changed.images[poisoned].astype(float)
+    expected = np.zeros(before.shape[1:])
     if isinstance(attack.trigger, OnePixel):
-        asked[:, attack.trigger.row, attack.trigger.column] = attack.trigger.size
+        expected[:, attack.trigger.row, attack.trigger.column] = attack.trigger.size
     else:
         for row, column, channel, change in attack.trigger.changes:
-            asked[channel, row, column] = change
-    assert np.abs(after - np.clip(before + 255 * asked, 0, 255)).max() <= 0.5 + 1e-9
-    assert np.array_equal(after[:, asked == 0], before[:, asked == 0])
+            expected[channel, row, column] = change
+    assert np.abs(after - np.clip(before + 255 * expected, 0, 255)).max() <= 0.5 + 1e-9
+    assert np.array_equal(after[:, expected == 0], before[:, expected == 0])
 
     again = poison(clean, attack)
-    assert found.fingerprint() == again.fingerprint()
-    assert np.array_equal(found.truth.poisoned, again.truth.poisoned)
+    assert changed.fingerprint() == again.fingerprint()
+    assert np.array_equal(changed.truth.poisoned, again.truth.poisoned)
     assert np.array_equal(clean.images, images)
     assert np.array_equal(clean.labels, labels)
     shown = triggered(clean, attack)
@@ -111,31 +105,30 @@ def test_poison_is_what_was_asked_for_and_nothing_else(data):
 @always(40)
 def test_an_attack_is_read_as_it_was_written(data):
     attack = data.draw(attacks(data.draw(datasets())))
-    with folder() as here:
-        write_attack(attack, here / "attack.json")
-        assert read_attack(here / "attack.json") == attack
+    with new_folder() as folder:
+        write_attack(attack, folder / "attack.json")
+        assert read_attack(folder / "attack.json") == attack
 
 
 @given(st.data(), st.floats(0, 1))
 @always(30)
-def test_a_resized_trigger_has_that_size_and_its_proportions(data, size):
+def test_a_resized_trigger_has_the_new_size_and_the_same_proportions(data, size):
     clean = data.draw(datasets())
     trigger = data.draw(attacks(clean)).trigger
     if isinstance(trigger, OnePixel):
         assert trigger.resized(size).size == size
         return
-    given_changes = np.array([change for *_, change in trigger.changes])
-    if not np.abs(given_changes).max() > 0:
+    changes = np.array([change for *_, change in trigger.changes])
+    if not np.abs(changes).max() > 0:
         with pytest.raises(UndoorError, match="cannot be enlarged"):
             trigger.resized(size)
         return
     resized = np.array([change for *_, change in trigger.resized(size).changes])
     assert np.abs(resized).max() == pytest.approx(size)
-    assert resized == pytest.approx(given_changes * (size / np.abs(given_changes).max()))
+    assert resized == pytest.approx(changes * (size / np.abs(changes).max()))
 
 
 # Filters
-
 
 filters = st.one_of(
     st.builds(Average, st.integers(2, 5), st.sampled_from(["replicate", "zero"])),
@@ -151,14 +144,14 @@ pictures = hnp.arrays(
 
 @given(filters, pictures)
 @always(60)
-def test_filters_keep_shape_and_range_and_see_one_image_at_a_time(h, images):
-    given_images = images.clone()
+def test_filters_keep_shape_and_range_and_treat_each_image_alone(h, images):
+    before = images.clone()
     filtered = h(images)
     assert filtered.shape == images.shape
     assert filtered.dtype == images.dtype
     assert float(filtered.min()) >= -1e-6
     assert float(filtered.max()) <= 1 + 1e-6
-    assert torch.equal(images, given_images)
+    assert torch.equal(images, before)
     alone = torch.cat([h(image[None]) for image in images])
     assert torch.allclose(alone, filtered, atol=1e-6)
     assert torch.allclose(h(images.flip(0)), filtered.flip(0), atol=1e-6)
@@ -166,17 +159,17 @@ def test_filters_keep_shape_and_range_and_see_one_image_at_a_time(h, images):
 
 @given(filters.filter(lambda h: not isinstance(h, Noise) and getattr(h, "edge", "") != "zero"), pictures)
 @always(50)
-def test_filters_keep_constants_and_commute_with_the_order_of_channels(h, images):
+def test_filters_keep_constants_and_treat_all_channels_alike(h, images):
     level = images.flatten()[0]
     constant = torch.full_like(images, float(level))
-    within = 0.5 / (h.levels - 1) if isinstance(h, Quantise) else 0.0
-    assert (h(constant) - constant).abs().max() <= within + 1e-6
+    tolerance = 0.5 / (h.levels - 1) if isinstance(h, Quantise) else 0.0
+    assert (h(constant) - constant).abs().max() <= tolerance + 1e-6
     assert torch.allclose(h(images.flip(1)), h(images).flip(1), atol=1e-6)
 
 
 @given(st.text(alphabet="avergmdinoisqutz:0123456789.-+e ", max_size=20))
 @always(150)
-def test_a_text_names_a_filter_or_none(text):
+def test_a_text_is_a_filter_or_an_error(text):
     try:
         h = parse_filter(text)
     except UndoorError:
@@ -188,14 +181,14 @@ def test_a_text_names_a_filter_or_none(text):
 
 
 @contextmanager
-def folder():
-    """A new folder for every example, which a fixture of pytest is not."""
+def new_folder():
+    """Make a new folder for each example; a fixture of pytest would be the same for all."""
     with TemporaryDirectory() as name:
         yield Path(name)
 
 
 def encodable(value):
-    """Whether UTF-8 can hold it: lone surrogates it cannot."""
+    """Return whether a value can be written as UTF-8, which has no lone surrogates."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -203,7 +196,7 @@ def encodable(value):
     return True
 
 
-plain = st.recursive(
+plain_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**60), 2**60)
@@ -214,18 +207,22 @@ plain = st.recursive(
 ).filter(encodable)
 
 
-@given(st.dictionaries(st.text(max_size=5).filter(encodable), plain, max_size=4), st.randoms(use_true_random=False))
+results = st.dictionaries(st.text(max_size=5).filter(encodable), plain_values, max_size=4)
+
+
+@given(results, st.randoms(use_true_random=False))
 @always(60)
 def test_a_result_is_read_as_it_was_written_and_named_by_its_content(result, random):
-    with folder() as here:
-        assert Store(here).write("findings", "a", result) == result
-        assert Store(here).read("findings", "a") == result
+    with new_folder() as folder:
+        store = Store(folder)
+        assert store.write("findings", "a", result) == result
+        assert store.read("findings", "a") == result
         names = list(result)
         random.shuffle(names)
-        turned = {name: result[name] for name in names}
-        assert digest(turned) == digest(result)
-        assert Store(here).write("findings", "b", turned) == result
-        assert Store(here).path("findings", "a").read_bytes() == Store(here).path("findings", "b").read_bytes()
+        shuffled = {name: result[name] for name in names}
+        assert digest(shuffled) == digest(result)
+        assert store.write("findings", "b", shuffled) == result
+        assert store.path("findings", "a").read_bytes() == store.path("findings", "b").read_bytes()
         assert digest({**result, "more": 1}) != digest({**result, "more": 2})
 
 
@@ -244,7 +241,7 @@ names = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp", "Cf"))
 def test_findings_are_read_as_they_were_written(drawn):
     ids, labels, scores, flagged = (list(column) for column in zip(*drawn, strict=True))
     rows = [(i, k, 1 - k, 0, s, f, k, s, -s) for i, k, s, f in zip(ids, labels, scores, flagged, strict=True)]
-    label = labels[0]  # a cluster is one of samples
+    label = labels[0]  # so that the cluster is of a class with samples
     clusters = pd.DataFrame([(label, "äb"[label], 0, 1, 3, 2, 0.5, 0.7, [0, 1], True)], columns=list(CLUSTER_COLUMNS))
     findings = Findings(
         provenance=Provenance(defense="ci", method_version=4, settings={"seed": 0}, seed=3, seconds={"evidence": 1.5}),
@@ -255,13 +252,13 @@ def test_findings_are_read_as_they_were_written(drawn):
         curves=curve_table([(0, 1, 2, 1, 3.5)]),
         image_filter="average:2",
     )
-    with folder() as here:
-        findings.write(here, "<p>")
-        again = read_findings(here)
-        assert read_ids(here) == (ids, [i for i, f in zip(ids, flagged, strict=True) if not f])
-        for text, kind in (("keep.txt", False), ("drop.txt", True)):
-            lines = (here / text).read_text(encoding="utf-8").split("\n")[:-1]
-            assert lines == [i for i, f in zip(ids, flagged, strict=True) if f == kind]
+    with new_folder() as folder:
+        findings.write(folder, "<p>")
+        again = read_findings(folder)
+        assert read_ids(folder) == (ids, [i for i, f in zip(ids, flagged, strict=True) if not f])
+        for name, is_flagged in (("keep.txt", False), ("drop.txt", True)):
+            lines = (folder / name).read_text(encoding="utf-8").split("\n")[:-1]
+            assert lines == [i for i, f in zip(ids, flagged, strict=True) if f == is_flagged]
     for table in ("samples", "clusters", "curves"):
         pd.testing.assert_frame_equal(getattr(again, table), getattr(findings, table), check_dtype=False)
     assert again.summary() == findings.summary()
@@ -270,27 +267,23 @@ def test_findings_are_read_as_they_were_written(drawn):
 
 @given(st.data())
 @always(20)
-def test_data_sets_survive_their_files(data):
+def test_data_sets_and_subsets_are_read_as_they_were_written(data):
     clean = data.draw(datasets())
-    with folder() as here:
-        write_parquet(poison(clean, data.draw(attacks(clean))), here / "poisoned.parquet")
-        write_parquet(clean, here / "plain.parquet")
-        np.savez(
-            here / "a.npz",
-            images=clean.images,
-            labels=clean.labels,
-            class_names=np.array(clean.class_names),
-            ids=clean.ids,
-        )
-        poisoned = undoor.read(here / "poisoned.parquet")
-        assert poisoned.truth.poisoned.any()
-        for read in (undoor.read(here / "plain.parquet"), undoor.read(here / "a.npz")):
+    with new_folder() as folder:
+        poisoned = poison(clean, data.draw(attacks(clean)))
+        write_parquet(poisoned, folder / "poisoned.parquet")
+        write_parquet(clean, folder / "plain.parquet")
+        names = np.array(clean.class_names)
+        np.savez(folder / "a.npz", images=clean.images, labels=clean.labels, class_names=names, ids=clean.ids)
+        truth = undoor.read(folder / "poisoned.parquet").truth
+        assert np.array_equal(truth.poisoned, poisoned.truth.poisoned)
+        for read in (undoor.read(folder / "plain.parquet"), undoor.read(folder / "a.npz")):
             assert read.fingerprint() == clean.fingerprint()
             assert np.array_equal(read.ids, clean.ids)
-        # What is kept of it keeps its order and its bytes.
+        # A subset keeps the order and the bytes of the samples.
         kept = sorted(data.draw(st.sets(st.sampled_from(clean.ids.tolist()), min_size=1)), key=int)
-        write_subset(str(here / "plain.parquet"), clean.ids.tolist(), kept, here / "out")
-        again = undoor.read(here / "out")
+        write_subset(str(folder / "plain.parquet"), clean.ids.tolist(), kept, folder / "out")
+        again = undoor.read(folder / "out")
         rows = [int(name) for name in kept]
         assert np.array_equal(again.images, clean.images[rows])
         assert np.array_equal(again.labels, clean.labels[rows])

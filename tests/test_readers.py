@@ -1,6 +1,9 @@
+"""Every format is read as it was written, and what cannot be read is an error of one line."""
+
 import io
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,21 +13,14 @@ from PIL import Image
 
 import undoor
 from conftest import make_dataset
+from helpers.image_folders import write_folder
 from undoor.data.readers.parquet import write_parquet
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.safe.images import encode_png
 
 
-def write_folder(dataset, root, suffix=".png"):
-    for image, label, name in zip(dataset.images, dataset.labels, dataset.ids, strict=True):
-        file = root / dataset.class_names[label] / f"{int(name):03d}{suffix}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode_png(image))
-    return root
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-def test_folder_gives_classes_labels_and_relative_paths(tmp_path, channels):
+def test_a_folder_gives_classes_labels_and_relative_paths(tmp_path, channels):
     written = make_dataset(n_per_class=3, channels=channels)
     read = undoor.read(write_folder(written, tmp_path / "set"))
     assert read.class_names == written.class_names
@@ -34,20 +30,19 @@ def test_folder_gives_classes_labels_and_relative_paths(tmp_path, channels):
     assert read.truth is None
 
 
-def test_folder_takes_a_class_that_is_called_like_a_split(tmp_path):
-    dataset = make_dataset(n_per_class=2, classes=2)
-    named = undoor.Dataset(dataset.images, dataset.labels, ("bus", "train"), dataset.ids)
-    assert undoor.read(write_folder(named, tmp_path)).class_names == ("bus", "train")
+def test_a_class_in_a_folder_may_have_the_name_of_a_split(tmp_path):
+    dataset = replace(make_dataset(n_per_class=2, classes=2), class_names=("bus", "train"))
+    assert undoor.read(write_folder(dataset, tmp_path)).class_names == ("bus", "train")
 
 
-def test_folder_of_splits_is_refused(tmp_path):
+def test_a_folder_of_splits_is_refused(tmp_path):
     for split in ("train", "test"):
         write_folder(make_dataset(n_per_class=2), tmp_path / split)
     with pytest.raises(UndoorError, match="holds splits, not classes; give one of them"):
         undoor.read(tmp_path)
 
 
-def test_parquet_round_trip_keeps_pixels_names_and_truth(tmp_path, dataset):
+def test_parquet_keeps_pixels_names_and_truth(tmp_path, dataset):
     attack = undoor.Attack.one_pixel(dataset, target="class1", count=6, size=0.5)
     poisoned = undoor.poison(dataset, attack)
     write_parquet(poisoned, tmp_path / "train.parquet")
@@ -73,7 +68,7 @@ def test_parquet_with_plain_bytes_and_string_labels(tmp_path, dataset):
         undoor.read(tmp_path / "x.parquet", label_column="kind", image_column="pixels")
 
 
-def test_parquet_label_outside_its_class_names(tmp_path, dataset):
+def test_a_parquet_label_outside_the_class_names_is_refused(tmp_path, dataset):
     described = {"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
     table = pa.table({"img": [encode_png(image) for image in dataset.images], "label": dataset.labels})
     table = table.replace_schema_metadata({"huggingface": json.dumps(described)})
@@ -82,7 +77,7 @@ def test_parquet_label_outside_its_class_names(tmp_path, dataset):
         undoor.read(tmp_path / "x.parquet")
 
 
-def test_hub_data_set_from_a_local_copy(tmp_path, dataset, monkeypatch):
+def test_a_hub_data_set_is_read_from_a_local_copy(tmp_path, dataset, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
@@ -94,13 +89,13 @@ def test_hub_data_set_from_a_local_copy(tmp_path, dataset, monkeypatch):
     assert read.class_names == dataset.class_names
 
 
-def test_hub_data_set_that_does_not_exist(tmp_path):
+def test_a_hub_data_set_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(UndoorError, match="cannot be loaded"):
         undoor.read(f"hub:{tmp_path / 'nothing'}")
 
 
 @pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW"])
-def test_npz_in_every_layout(tmp_path, layout):
+def test_npz_is_read_in_every_layout(tmp_path, layout):
     written = make_dataset(n_per_class=2, channels=1 if layout == "NHW" else 3)
     stored = {
         "NHW": written.images[:, 0],
@@ -113,13 +108,13 @@ def test_npz_in_every_layout(tmp_path, layout):
     assert read.class_names == written.class_names
 
 
-def test_npz_with_ids(tmp_path, dataset):
+def test_npz_has_unique_ids(tmp_path, dataset):
     ids = np.array([f"image {k}" for k in range(60)])
     np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, ids=ids)
     assert np.array_equal(undoor.read(tmp_path / "x.npz").ids, ids)
     ids[1] = ids[0]
     np.savez(tmp_path / "x.npz", images=dataset.images, labels=dataset.labels, ids=ids)
-    with pytest.raises(UndoorError, match="some ids stand more than once"):
+    with pytest.raises(UndoorError, match="some ids occur more than once"):
         undoor.read(tmp_path / "x.npz")
 
 
@@ -134,7 +129,7 @@ def cifar_images(n, seed=0):
     return generator.integers(0, 256, (n, 3 * 32 * 32)).astype(np.uint8), generator.integers(0, 10, n)
 
 
-def test_cifar10_python_batches_in_order(tmp_path):
+def test_python_batches_of_cifar10_are_read_in_order(tmp_path):
     for number in (1, 2):
         pixels, labels = cifar_images(4, number)
         content = {b"data": pixels, b"labels": labels.tolist(), b"filenames": [b"x"] * 4}
@@ -148,20 +143,20 @@ def test_cifar10_python_batches_in_order(tmp_path):
     assert read.class_names[:2] == ("plane", "car")
 
 
-def test_cifar_binary_batches(tmp_path):
+def test_binary_batches_of_cifar10_and_cifar100_are_read(tmp_path):
     pixels, labels = cifar_images(5)
-    ten = np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
-    ten.tofile(tmp_path / "data_batch_1.bin")
+    cifar10 = np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
+    cifar10.tofile(tmp_path / "data_batch_1.bin")
     assert np.array_equal(undoor.read(tmp_path / "data_batch_1.bin").labels, labels)
-    hundred = np.concatenate([np.zeros((5, 1), np.uint8), labels[:, None].astype(np.uint8), pixels], axis=1)
-    hundred.tofile(tmp_path / "test.bin")
+    cifar100 = np.concatenate([np.zeros((5, 1), np.uint8), labels[:, None].astype(np.uint8), pixels], axis=1)
+    cifar100.tofile(tmp_path / "test.bin")
     read = undoor.read(tmp_path / "test.bin")
     assert np.array_equal(read.labels, labels)
     assert np.array_equal(read.images.reshape(5, -1), pixels)
     assert len(read.class_names) == 100
 
 
-def test_cifar100_python_batch_with_its_fine_labels(tmp_path):
+def test_a_python_batch_of_cifar100_has_its_fine_labels(tmp_path):
     pixels, labels = cifar_images(4)
     content = {b"data": pixels, b"fine_labels": labels.tolist(), b"coarse_labels": [0] * 4}
     (tmp_path / "train").write_bytes(pickle.dumps(content))
@@ -172,7 +167,7 @@ def test_cifar100_python_batch_with_its_fine_labels(tmp_path):
     assert read.class_names[42] == "name42"
 
 
-def test_cifar_batch_that_would_run_code(tmp_path):
+def test_a_cifar_batch_that_would_run_code_is_refused(tmp_path):
     class Harmful:
         def __reduce__(self):
             return (open, (str(tmp_path / "marker"), "w"))
@@ -209,7 +204,7 @@ def test_images_of_several_sizes_are_resized_with_one_notice(tmp_path):
 
 @pytest.mark.parametrize("odd", [0, 3, 99])
 @pytest.mark.parametrize(("mode", "size"), [("L", (8, 8)), ("RGB", (5, 9)), ("L", (5, 9)), ("RGB", (8, 8))])
-def test_one_odd_image_wherever_it_stands(tmp_path, odd, mode, size):
+def test_one_image_of_another_shape_is_converted_wherever_it_stands(tmp_path, odd, mode, size):
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(pixels) for pixels in generator.integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)]
     pictures[odd] = pictures[odd].convert(mode).resize(size)
@@ -221,7 +216,7 @@ def test_one_odd_image_wherever_it_stands(tmp_path, odd, mode, size):
     else:
         with pytest.warns(UndoorNotice, match="1 of 100 images are not 8×8 pixels"):
             read = undoor.read(tmp_path)
-    expected = [np.asarray(one.convert("RGB").resize((8, 8), Image.Resampling.BILINEAR)) for one in pictures]
+    expected = [np.asarray(image.convert("RGB").resize((8, 8), Image.Resampling.BILINEAR)) for image in pictures]
     assert np.array_equal(read.images.transpose(0, 2, 3, 1), expected)
 
 
@@ -254,7 +249,7 @@ def test_an_image_with_too_many_pixels_is_broken(tmp_path, monkeypatch):
         undoor.read(tmp_path)
 
 
-def test_large_sets_lie_in_a_file(monkeypatch, tmp_path, dataset):
+def test_large_sets_are_mapped_from_a_file(monkeypatch, tmp_path, dataset):
     write_parquet(dataset, tmp_path / "x.parquet")
     monkeypatch.setattr("undoor.data.dataset.MEMORY_BUDGET", 1000)
     read = undoor.read(tmp_path / "x.parquet")
@@ -281,10 +276,10 @@ def test_large_sets_lie_in_a_file(monkeypatch, tmp_path, dataset):
         ),
     ],
 )
-def test_unreadable_input_is_told_in_one_line(tmp_path, make, message):
+def test_input_that_cannot_be_read_is_an_error_of_one_line(tmp_path, make, message):
     path = tmp_path / "data"
     make(path)
-    found = next((p for p in tmp_path.iterdir()), path)
+    written = next((p for p in tmp_path.iterdir()), path)
     with pytest.raises(UndoorError, match=message) as raised:
-        undoor.read(found)
+        undoor.read(written)
     assert "\n" not in str(raised.value)

@@ -1,32 +1,44 @@
-"""What undoor says when something is not as it should be."""
+"""The error and the warning of undoor, whose texts are one line that is safe to print on a terminal."""
 
-LINE = 2000
-"""Characters of what is told: names in it can come from whoever made the data."""
+MESSAGE_CHARACTERS = 2000
+"""Longest message. Longer ones are shortened, because names in them can come from whoever made the data."""
 
 
 def one_line(message: object) -> str:
-    """Return a message without line breaks and what else disturbs a terminal; the middle of a long one is left out."""
+    """Return a message in one line that cannot disturb a terminal; a long message loses its middle."""
     text = str(message)
-    shown = text if len(text) <= LINE else f"{text[: LINE // 2]} … {text[-LINE // 2 :]}"
-    return "".join(c if c.isprintable() else " " for c in shown)
+    if len(text) > MESSAGE_CHARACTERS:
+        text = f"{text[: MESSAGE_CHARACTERS // 2]} … {text[-MESSAGE_CHARACTERS // 2 :]}"
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
-class UndoorError(Exception):
-    """A problem the user can mend, told in one line: what is wrong, where, and what to do."""
-
+class _OneLine:
     def __str__(self) -> str:
-        """Return the line, whatever names are in it."""
         return one_line(super().__str__())
 
 
-class UndoorNotice(UserWarning):
-    """Something the user should know although the work goes on, such as images that were resized."""
+class UndoorError(_OneLine, Exception):
+    """A problem that the user can solve. Its text is one line: what is wrong, where, and what to do.
 
-    def __str__(self) -> str:
-        """Return the line, whatever names are in it."""
-        return one_line(super().__str__())
+    >>> import undoor
+    >>> try:
+    ...     undoor.read("missing.npz")
+    ... except undoor.UndoorError as error:
+    ...     print(error)
+    missing.npz does not exist; give a folder, a file, 'digits' or 'hub:NAME' for a data set of the hub
+
+    """
+
+
+class UndoorNotice(_OneLine, UserWarning):
+    """A warning about something that does not stop the work, such as images that were resized.
+
+    >>> import warnings, undoor
+    >>> warnings.simplefilter("ignore", undoor.UndoorNotice)  # hide all notices
+
+    """
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception of another library says, cut to one short line."""
+    """Return the first line of another library's error message, in at most 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

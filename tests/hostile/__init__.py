@@ -1,4 +1,4 @@
-"""Files that an attacker might hand over, made when they are needed; each has a name and what is to be told of it."""
+"""Files that an attacker could hand over. Each case makes its file when it is needed, and says how undoor must end."""
 
 import os
 import pickle
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCAN = ("--model", "model.safetensors", "--out", "out", "--exit-zero")
+"""The options of a scan with the good network."""
 
 
 @dataclass(frozen=True)
@@ -15,16 +16,16 @@ class Case:
     """One hostile file.
 
     Args:
-        make: lays it into a folder that holds the good files of ``test_hostile.base``, and returns the arguments of
-            the command that meets it.
-        told: a part of the one line that the command must tell: of its error, or of the note where ``ends`` is "skip".
+        make: writes the file into a folder with the good files of ``test_hostile.base``, and returns the arguments of
+            the command that reads it.
+        message: a part of the line of the error, or of a note if ``ends`` is "skip".
         ends: "error"; "skip" if the file is left out with a note; "well" if it is harmless.
-        check: is given the folder afterwards.
+        check: checks the folder afterwards.
 
     """
 
     make: Callable[[Path], tuple[str, ...]]
-    told: str = ""
+    message: str = ""
     ends: str = "error"
     check: Callable[[Path], None] = lambda _: None
 
@@ -37,18 +38,18 @@ def add(name: str, case: Case) -> None:
     CASES[name] = case
 
 
-def case(told: str, **more):
-    """Return a decorator that adds a function as a case; its name, with spaces, is the case's."""
+def case(message: str, **fields):
+    """Return a decorator that adds a function as a case; the name of the case is that of the function, with spaces."""
 
-    def added(make: Callable[[Path], tuple[str, ...]]):
-        add(make.__name__.replace("_", " ").strip(), Case(make, told, **more))
+    def decorate(make: Callable[[Path], tuple[str, ...]]):
+        add(make.__name__.replace("_", " ").strip(), Case(make, message, **fields))
         return make
 
-    return added
+    return decorate
 
 
 class Marker:
-    """Unpickled by pickle itself, it writes the file ``marker`` into the working folder."""
+    """An object that writes the file ``marker`` into the working folder when Python unpickles it."""
 
     def __reduce__(self):
         return os.system, ("echo ran > marker",)
@@ -58,23 +59,26 @@ RUNS_CODE = pickle.dumps(Marker())
 
 
 def pipe(path: Path) -> None:
+    """Put a pipe in the place of a file; whoever opens it waits for ever."""
     path.unlink(missing_ok=True)
     os.mkfifo(path)
 
 
 def sparse(path: Path, size: int = 2**40) -> None:
+    """Write a file of zeros that takes no space on the disk; by default a terabyte."""
     with path.open("wb") as file:
         file.truncate(size)
 
 
-def flipped(content: bytes, place: int) -> bytes:
-    """Return the bytes with one bit turned over."""
+def flipped(content: bytes, position: int) -> bytes:
+    """Return the bytes with one bit flipped."""
     changed = bytearray(content)
-    changed[place] ^= 0x10
+    changed[position] ^= 0x10
     return bytes(changed)
 
 
 def emptied(folder: Path) -> Path:
+    """Remove everything from a folder and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder

@@ -1,4 +1,4 @@
-"""Hostile images, and folders of them."""
+"""Hostile images, and folders of images."""
 
 import io
 import os
@@ -12,49 +12,58 @@ from PIL import Image
 from hostile import SCAN, Case, add, case, emptied, flipped, pipe, sparse
 
 
-def encoded(kind: str, size=(12, 12), mode="L", **more) -> bytes:
+def encoded(kind: str, size=(12, 12)) -> bytes:
+    """Return a good image of grey noise in a format of Pillow."""
     buffer = io.BytesIO()
-    Image.effect_noise(size, 60).convert(mode).save(buffer, kind, **more)
+    Image.effect_noise(size, 60).save(buffer, kind)
     return buffer.getvalue()
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, body: bytes = b"", *more: bytes) -> bytes:
+def png(width: int, height: int, body: bytes = b"", *chunks: bytes) -> bytes:
+    """Return a grey PNG with this compressed body and further chunks before it."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def bmp(width: int, height: int, compression: int = 0, bits: int = 8, body: bytes = b"") -> bytes:
+    """Return a BMP with a palette and this body."""
     palette = bytes(4 * 256)
-    place = 54 + len(palette)
-    head = struct.pack("<2sIHHI", b"BM", place + len(body), 0, 0, place)
+    start = 54 + len(palette)
+    head = struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start)
     info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(body), 0, 0, 256, 0)
     return head + info + palette + body
 
 
-def tiff(entries: list[tuple[int, int, int, int]], tail: bytes = b"") -> bytes:
-    packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
-    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + bytes(4) + tail
+def tiff(tags: list[tuple[int, int, int, int]], tail: bytes = b"") -> bytes:
+    """Return a TIFF with these tags (number, type, count, value or offset) and the bytes behind them."""
+    packed = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + packed + bytes(4) + tail
 
 
-def plain_tiff(width: int = 12, height: int = 12) -> list[tuple[int, int, int, int]]:
+def plain_tags(width: int = 12, height: int = 12) -> list[tuple[int, int, int, int]]:
+    """Return the tags of a grey TIFF of one strip, without the tags that locate it."""
     return [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (278, 4, 1, 1)]
 
 
 def shared_tags() -> bytes:
+    """Return a TIFF with 2000 tags that refer to the same megabyte."""
     shared = [(40000 + k, 7, 2**20, 8) for k in range(2000)]
-    return tiff([*plain_tiff(), *shared], bytes(2**20))
+    return tiff([*plain_tags(), *shared], bytes(2**20))
 
 
 def many_strips() -> bytes:
-    count, place = 10**6, 8 + 2 + 8 * 12 + 4
-    return tiff([*plain_tiff(12, count), (273, 4, count, place), (279, 4, count, place)], bytes(4 * count))
+    """Return a TIFF of a million strips."""
+    count, offset = 10**6, 8 + 2 + 8 * 12 + 4
+    return tiff([*plain_tags(12, count), (273, 4, count, offset), (279, 4, count, offset)], bytes(4 * count))
 
 
 def many_scans() -> bytes:
+    """Return a progressive JPEG whose last scan is repeated 2000 times."""
     buffer = io.BytesIO()
     Image.new("L", (1500, 1500)).save(buffer, "JPEG", progressive=True)
     whole = buffer.getvalue()
@@ -63,6 +72,7 @@ def many_scans() -> bytes:
 
 
 def many_exif() -> bytes:
+    """Return a JPEG with 20 blocks of EXIF."""
     block = b"Exif\0\0II*\0\x08\0\0\0" + bytes(60000)
     segment = b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block
     return b"\xff\xd8" + 20 * segment + encoded("JPEG")[2:]
@@ -79,11 +89,11 @@ IMAGES = {
     "SVG for an image": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "none of the formats"),
     "PostScript for an image": (lambda: POSTSCRIPT, "none of the formats"),
     "PNG cut off": (lambda: encoded("PNG")[:-60], "1 of 91"),
-    "PNG with a bit turned over": (lambda: flipped(encoded("PNG"), 60), "1 of 91"),
+    "PNG with a flipped bit": (lambda: flipped(encoded("PNG"), 60), "1 of 91"),
     "PNG of 60000 by 60000": (lambda: png(60000, 60000), "more pixels"),
     "PNG of 9000 by 9000": (lambda: png(9000, 9000, zlib.compress(bytes(9001 * 9000), 1)), "more pixels"),
     "PNG of no pixels": (lambda: png(0, 0), "1 of 91"),
-    "PNG with a text that swells": (
+    "PNG with a text that is a bomb": (
         lambda: png(12, 12, zlib.compress(bytes(156)), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27)))),
         "1 of 91",
     ),
@@ -101,20 +111,22 @@ IMAGES = {
     "BMP of slow runs": (lambda: bmp(4000, 4000, 1, 8, b"\x01\x07" * 2**20), "slow to decode"),
     "PPM of slow digits": (lambda: b"P2\n1500 1500\n255\n" + b"7 " * 1500 * 1500, "slow to decode"),
     "TIFF cut off": (lambda: encoded("TIFF")[:40], "1 of 91"),
-    "TIFF with directories in a circle": (lambda: b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "1 of 91"),
+    "TIFF whose directory refers to itself": (lambda: b"II*\0\x08\0\0\0\0\0\x08\0\0\0", "1 of 91"),
     "TIFF with a directory far away": (lambda: b"II*\0\xff\xff\xff\x7f", "1 of 91"),
     "TIFF whose tags share a megabyte": (shared_tags, "more in its tags"),
     "TIFF of a million strips": (many_strips, "more pieces"),
     "WEBP cut off": (lambda: encoded("WEBP", (40, 40))[:100], "1 of 91"),
-    "WEBP with a bit turned over": (lambda: flipped(encoded("WEBP", (40, 40)), 16), "1 of 91"),
+    "WEBP with a flipped bit": (lambda: flipped(encoded("WEBP", (40, 40)), 16), "1 of 91"),
 }
 
 
 POISON = ("poison", "photos", "--target", "class1", "--count", "3", "--out", "out", "--skip-broken")
-"""The command that is over soonest when all goes well."""
+"""The command that is fastest if it succeeds."""
 
 
-def lay(content, arguments=("scan", "photos", *SCAN)):
+def image(content, arguments=("scan", "photos", *SCAN)):
+    """Return the function of a case: it adds an image with this content to the folder."""
+
     def make(root: Path) -> tuple[str, ...]:
         (root / "photos" / "class1" / "odd.png").write_bytes(content())
         return arguments
@@ -123,11 +135,13 @@ def lay(content, arguments=("scan", "photos", *SCAN)):
 
 
 for name, (content, reason) in IMAGES.items():
-    add(name, Case(lay(content), reason))
-    add(f"{name}, skipped", Case(lay(content, POISON), "skipped: 1 of 91 images", "skip"))
+    add(name, Case(image(content), reason))
+    add(f"{name}, skipped", Case(image(content, POISON), "skipped: 1 of 91 images", "skip"))
 
 
 def entry(make_entry, arguments=("scan", "photos", *SCAN)):
+    """Return the function of a case: it adds an entry with the name of an image to the folder."""
+
     def make(root: Path) -> tuple[str, ...]:
         make_entry(root / "photos" / "class1" / "odd.png")
         return arguments
@@ -135,19 +149,20 @@ def entry(make_entry, arguments=("scan", "photos", *SCAN)):
     return make
 
 
-def listening(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the address of a socket is short
+def bind_socket(path: Path) -> None:
+    """Put a socket in the place of a file."""
+    before = Path.cwd()
+    os.chdir(path.parent)  # because the whole path is too long for the address of a socket
     try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path.name)
     finally:
-        os.chdir(here)
+        os.chdir(before)
 
 
 ENTRIES = {
     "pipe in a folder": (pipe, "no regular file"),
-    "socket in a folder": (listening, "no regular file"),
+    "socket in a folder": (bind_socket, "no regular file"),
     "sparse terabyte in a folder": (sparse, "more than the"),
     "link to the password file": (lambda path: path.symlink_to("/etc/passwd"), "leads out of the folder"),
     "link out of the folder": (
@@ -163,7 +178,9 @@ for name, (make_entry, reason) in ENTRIES.items():
     add(f"{name}, skipped", Case(entry(make_entry, POISON), "skipped: 1 of 91 images", "skip"))
 
 
-def named(name: str | bytes, told: str, *, folder: bool = False):
+def named(name: str | bytes, *, folder: bool = False):
+    """Return the case of an image, or of the folder of a class, with a name that disturbs a terminal."""
+
     def make(root: Path) -> tuple[str, ...]:
         path = root / "photos" / ("" if folder else "class1") / os.fsdecode(name)
         if folder:
@@ -172,7 +189,7 @@ def named(name: str | bytes, told: str, *, folder: bool = False):
         path.write_bytes(encoded("PNG"))
         return ("scan", "photos", *SCAN)
 
-    return Case(make, told)
+    return Case(make, "holds a control character")
 
 
 for title, name in {
@@ -180,13 +197,12 @@ for title, name in {
     "escape sequence": "a\x1b[31mb.png",
     "bell and carriage return": "a\x07\rb.png",
     "control sequence of one byte": "a\x9b31mb.png",
-    "direction turned around": "a\u202egnp.exe.png",
+    "reversed direction": "a\u202egnp.exe.png",
     "line separator": "a\u2028b.png",
-    "bytes of no text": b"a\xff\xfe.png",
+    "byte sequence that is no text": b"a\xff\xfe.png",
 }.items():
-    add(f"file name with a {title}", named(name, "holds a control character"))
-    bare = name.replace(b".png" if isinstance(name, bytes) else ".png", b"" if isinstance(name, bytes) else "")
-    add(f"class for a terminal: {title}", named(bare, "holds a control character", folder=True))
+    add(f"file name with a {title}", named(name))
+    add(f"class name with a {title}", named(name[: -len(".png")], folder=True))
 
 
 @case("more than 16 deep")
@@ -212,7 +228,7 @@ def class_that_is_a_link_out_of_the_folder(root: Path):
 
 
 @case("is a link to a folder")
-def folder_that_links_to_what_holds_it(root: Path):
+def link_to_the_folder_that_contains_it(root: Path):
     (root / "photos" / "class1" / "more").symlink_to("..")
     return ("scan", "photos", *SCAN)
 
@@ -224,7 +240,7 @@ def folder_without_images(root: Path):
 
 
 @case("add an --image-size")
-def images_that_no_network_can_be_shown(root: Path):
+def images_too_large_for_a_network(root: Path):
     for folder in emptied(root / "photos") / "a", root / "photos" / "b":
         folder.mkdir()
         for k in range(2):
@@ -249,18 +265,22 @@ def class_and_file_named_as_markup(root: Path):
     return ("scan", "photos", "--epochs", "1", "--out", "out", "--exit-zero")
 
 
-for name, (make_entry, told) in {
+for name, (make_entry, message) in {
     "pipe for a data set": (pipe, "no image set"),
-    "socket for a data set": (listening, "no image set"),
+    "socket for a data set": (bind_socket, "no image set"),
     "text for a data set": (lambda path: path.write_text("x"), "no image set"),
-    "data set whose name is an attack": (lambda path: None, "does not exist"),
 }.items():
 
-    def make_given(root: Path, make_entry=make_entry):
-        make_entry(root / "given")
-        return ("scan", "given" if (root / "given").exists() else "\x1b[31m\nerror: x\u202e", *SCAN)
+    def make_source(root: Path, make_entry=make_entry):
+        make_entry(root / "source")
+        return ("scan", "source", *SCAN)
 
-    add(name, Case(make_given, told))
+    add(name, Case(make_source, message))
+
+
+@case("does not exist")
+def data_set_whose_name_disturbs_a_terminal(root: Path):
+    return ("scan", "\x1b[31m\nerror: x\u202e", *SCAN)
 
 
 @case("no image set")

@@ -20,6 +20,7 @@ NETWORK = ("--network", "conftest:linear_network")
 
 
 def scan(model: str) -> tuple[str, ...]:
+    """Return the arguments of a scan with a network."""
     return ("scan", "photos", "--model", model, *NETWORK, "--out", "out", "--exit-zero")
 
 
@@ -27,11 +28,13 @@ def scan(model: str) -> tuple[str, ...]:
 
 
 def safetensors(header: object, content: bytes = b"", length: int | None = None) -> bytes:
+    """Return a safetensors file that claims a header of ``length`` bytes, by default the right number."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + content
 
 
 def tensor(kind: str, shape: list[int], begin: int, end: int) -> dict[str, object]:
+    """Return the entry of a tensor in the header."""
     return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
 
 
@@ -55,89 +58,101 @@ for name, content in {
     add(name, Case(make_weights, "not a whole safetensors file"))
 
 
-def spoilt(name: str, spoil, arguments):
+def damaged(name: str, damage, arguments):
     def make(root: Path) -> tuple[str, ...]:
         whole = (root / name).read_bytes()
-        (root / name).write_bytes(spoil(whole))
+        (root / name).write_bytes(damage(whole))
         return arguments
 
     return make
 
 
-SCAN_OWN = ("scan", "photos", "--model", "model.safetensors", "--out", "out", "--exit-zero")
-for name, spoil in {
+SCAN_GOOD = ("scan", "photos", "--model", "model.safetensors", "--out", "out", "--exit-zero")
+for name, damage in {
     "weights cut off": lambda whole: whole[:-100],
-    "weights with a bit of their header turned over": lambda whole: flipped(whole, 8),
+    "weights with a flipped bit in their header": lambda whole: flipped(whole, 8),
 }.items():
-    add(name, Case(spoilt("model.safetensors", spoil, SCAN_OWN), "not a whole safetensors file"))
+    add(name, Case(damaged("model.safetensors", damage, SCAN_GOOD), "not a whole safetensors file"))
 
 
 def weights(change):
-    """Return a case's function: the weights of ``Linear``, changed."""
+    """Return the function of a case: it writes the weights of ``Linear`` after a change."""
 
     def make(root: Path) -> tuple[str, ...]:
-        held = dict(Linear().state_dict())
-        change(held)
-        save_file(held, root / "x.safetensors")
+        tensors = dict(Linear().state_dict())
+        change(tensors)
+        save_file(tensors, root / "x.safetensors")
         return scan("x.safetensors")
 
     return make
 
 
-for name, (change, told) in {
-    "weights of whole numbers": (lambda held: held.update({"out.bias": torch.ones(3, dtype=torch.int64)}), "int64"),
-    "weights of truth values": (lambda held: held.update({"out.bias": torch.ones(3, dtype=torch.bool)}), "bool"),
-    "weights of another shape": (lambda held: held.update({"out.bias": torch.ones(4)}), "do not fit the network"),
-    "weights with one too many": (lambda held: held.update({"\x1b[31m": torch.ones(4)}), "do not fit the network"),
+for name, (change, message) in {
+    "weights of whole numbers": (
+        lambda tensors: tensors.update({"out.bias": torch.ones(3, dtype=torch.int64)}),
+        "int64",
+    ),
+    "weights of truth values": (lambda tensors: tensors.update({"out.bias": torch.ones(3, dtype=torch.bool)}), "bool"),
+    "weights of another shape": (lambda tensors: tensors.update({"out.bias": torch.ones(4)}), "do not fit the network"),
+    "weights with one too many": (
+        lambda tensors: tensors.update({"\x1b[31m": torch.ones(4)}),
+        "do not fit the network",
+    ),
     "weights that are no numbers": (
-        lambda held: held.update({"out.bias": torch.full((3,), torch.nan)}),
+        lambda tensors: tensors.update({"out.bias": torch.full((3,), torch.nan)}),
         "are not finite",
     ),
     "weights beyond all numbers": (
-        lambda held: held.update({"hidden.weight": torch.full((8, 144), torch.inf)}),
+        lambda tensors: tensors.update({"hidden.weight": torch.full((8, 144), torch.inf)}),
         "are not finite",
     ),
 }.items():
-    add(name, Case(weights(change), told))
+    add(name, Case(weights(change), message))
 
 
-def described(change, *more: str):
-    """Return a case's function: what the good network's file says of it, changed."""
+def described(change):
+    """Return the function of a case: it writes the good network after a change of its description."""
 
     def make(root: Path) -> tuple[str, ...]:
         with safe_open(root / "model.safetensors", framework="pt") as file:
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             fields = json.loads(file.metadata()["undoor"])
         changed = change(fields)
         text = changed if isinstance(changed, str) else json.dumps(fields)
-        save_file(held, root / "model.safetensors", metadata={"undoor": text})
-        return (*SCAN_OWN, *more)
+        save_file(tensors, root / "model.safetensors", metadata={"undoor": text})
+        return SCAN_GOOD
 
     return make
 
 
 WHOLE = "not a whole safetensors file"
-for name, (change, told) in {
+for name, (change, message) in {
     "network that names a function": (
-        lambda said: said.update(network="os:system"),
+        lambda fields: fields.update(network="os:system"),
         "name a function that returns it with --network",
     ),
-    "network described by a list": (lambda said: "[]", WHOLE),
-    "network described too deeply": (lambda said: '{"a":' * 10**5, "nested too deeply"),
-    "network for images of fractions": (lambda said: said.update(shape=[1.0, 12, 12]), "impossible"),
-    "network for images of 4 billion pixels": (lambda said: said.update(shape=[1, 65536, 65536]), "more than"),
-    "network without classes": (lambda said: said.update(class_names=[]), "names no classes"),
-    "network for classes that are numbers": (lambda said: said.update(class_names=[1, 2, 3]), "is no text"),
-    "network for a million classes": (lambda said: said.update(class_names=list(map(str, range(10**6)))), "more than"),
-    "network for classes of a terminal": (lambda said: said.update(class_names=["a", "b", "\x1b[31mc"]), "control"),
-    "network for classes of megabytes": (lambda said: said.update(class_names=["a", "b", "c" * 10**6]), "up to 500"),
+    "network described by a list": (lambda fields: "[]", WHOLE),
+    "network described too deeply": (lambda fields: '{"a":' * 10**5, "nested too deeply"),
+    "network for images of fractions": (lambda fields: fields.update(shape=[1.0, 12, 12]), "impossible"),
+    "network for images of 4 billion pixels": (lambda fields: fields.update(shape=[1, 65536, 65536]), "more than"),
+    "network without classes": (lambda fields: fields.update(class_names=[]), "names no classes"),
+    "network for classes that are numbers": (lambda fields: fields.update(class_names=[1, 2, 3]), "is no text"),
+    "network for a million classes": (
+        lambda fields: fields.update(class_names=list(map(str, range(10**6)))),
+        "more than",
+    ),
+    "network for classes of a terminal": (lambda fields: fields.update(class_names=["a", "b", "\x1b[31mc"]), "control"),
+    "network for classes of megabytes": (
+        lambda fields: fields.update(class_names=["a", "b", "c" * 10**6]),
+        "up to 500",
+    ),
     "network for other classes": (
-        lambda said: said.update(class_names=["a", "b", "<b>c"]),
+        lambda fields: fields.update(class_names=["a", "b", "<b>c"]),
         "was trained for the classes",
     ),
-    "network with a recipe of text": (lambda said: said.update(recipe="fast"), "no recipe"),
+    "network with a recipe of text": (lambda fields: fields.update(recipe="fast"), "no recipe"),
 }.items():
-    add(name, Case(described(change), told))
+    add(name, Case(described(change), message))
 
 
 @case("is no file")
@@ -164,27 +179,29 @@ def pipe_where_a_network_is_to_be_written(root: Path):
     return ("train", "photos", "--epochs", "1", "--out", "y.safetensors")
 
 
-# What torch.save wrote
+# Files of torch.save
 
 
 def saved(value: object, **options) -> bytes:
+    """Return the file that ``torch.save`` writes."""
     buffer = io.BytesIO()
     torch.save(value, buffer, **options)
     return buffer.getvalue()
 
 
-def zipped(pickled: bytes, **more: bytes) -> bytes:
+def zipped(pickled: bytes, **members: bytes) -> bytes:
+    """Return a checkpoint of this pickle and further members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in {"data.pkl": pickled, "version": b"3\n", **more}.items():
+        for name, content in {"data.pkl": pickled, "version": b"3\n", **members}.items():
             archive.writestr(f"x/{name}", content)
     return buffer.getvalue()
 
 
-def badly_packed(how: int) -> bytes:
+def badly_packed(compression: int) -> bytes:
     """Return a checkpoint whose pickle cannot be unpacked."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", how) as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("x/data.pkl", pickle.dumps({"a": list(range(100))}, 2))
     whole = bytearray(buffer.getvalue())
     start = 30 + len("x/data.pkl")  # behind the local header
@@ -199,7 +216,7 @@ def old(*pickles: bytes) -> bytes:
 
 
 def rebuilt(numbers: int, size: int, offset: int = 0) -> bytes:
-    """Return a pickle of a dictionary with one tensor of a storage of so many numbers."""
+    """Return the pickle of a dictionary with a tensor of ``size`` numbers at an offset in a storage of ``numbers``."""
     longs = (b"\x8a\x09" + value.to_bytes(9, "little") for value in (numbers, offset, size, 1))
     count, start, shape, stride = longs
     storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu" + count + b"tQ"
@@ -210,28 +227,30 @@ def rebuilt(numbers: int, size: int, offset: int = 0) -> bytes:
 
 
 def scripted() -> bytes:
+    """Return an archive of TorchScript."""
     return zipped(b"\x80\x02}.", **{"constants.pkl": b"\x80\x02).", "code/x.py": b"import os"})
 
 
-def twice() -> bytes:
+def with_two_pickles() -> bytes:
+    """Return a checkpoint with a second pickle, whose name torch takes for that of the first."""
     return zipped(b"\x80\x02}.", **{"DATA.PKL": RUNS_CODE})
 
 
 PICKLED = "is a pickled object: loading it would run code"
 BROKEN = "is no whole file of tensors"
-for name, (content, told) in {
+for name, (content, message) in {
     "checkpoint that runs code": (lambda: saved({"a": Marker()}), PICKLED),
-    "checkpoint of before that runs code": (
+    "checkpoint in the old format that runs code": (
         lambda: saved({"a": Marker()}, _use_new_zipfile_serialization=False),
         PICKLED,
     ),
     "checkpoint that is a bare pickle": (lambda: RUNS_CODE, PICKLED),
     "checkpoint that is a whole module": (lambda: saved(Linear()), PICKLED),
-    "checkpoint of before that is a whole module": (
+    "checkpoint in the old format that is a whole module": (
         lambda: saved(Linear(), _use_new_zipfile_serialization=False),
         PICKLED,
     ),
-    "checkpoint with a pickle beside it": (twice, "two files of one name"),
+    "checkpoint with a pickle beside it": (with_two_pickles, "two files of one name"),
     "checkpoint that is a program": (scripted, "none of tensors"),
     "checkpoint of text": (lambda: b"no weights", BROKEN),
     "checkpoint that is empty": (lambda: b"", BROKEN),
@@ -272,14 +291,14 @@ for name, (content, told) in {
         (root / "x.pt").write_bytes(content())
         return scan("x.pt")
 
-    add(name, Case(make_checkpoint, told))
+    add(name, Case(make_checkpoint, message))
 
-for name, spoil in {
+for name, damage in {
     "checkpoint cut off": lambda whole: whole[:-300],
     "checkpoint whose beginning is cut off": lambda whole: whole[64:],
-    "checkpoint with a bit of its directory turned over": lambda whole: flipped(whole, len(whole) - 22),
+    "checkpoint with a flipped bit in its directory": lambda whole: flipped(whole, len(whole) - 22),
 }.items():
-    add(name, Case(spoilt("linear.pt", spoil, scan("linear.pt")), BROKEN))
+    add(name, Case(damaged("linear.pt", damage, scan("linear.pt")), BROKEN))
 
 
 @case(PICKLED)
@@ -306,12 +325,14 @@ def pipe_for_a_checkpoint(root: Path):
     return scan("x.pt")
 
 
-# The file from which a training resumes
+# Checkpoints from which a training resumes
 
 TRAIN = ("train", "photos", "--epochs", "2", "--out", "new.safetensors")
 
 
 def resumed(change):
+    """Return the function of a case: it writes the good checkpoint of a training after a change."""
+
     def make(root: Path) -> tuple[str, ...]:
         path = root / "new.checkpoint"
         state = torch.load(path, weights_only=True)
@@ -323,11 +344,12 @@ def resumed(change):
 
 
 def other_moments(state: dict) -> None:
+    """Give the moments of the optimiser another shape."""
     for moments in state["optimizer"]["state"].values():
         moments["momentum_buffer"] = torch.ones(2**10, 3)
 
 
-for name, (change, told) in {
+for name, (change, message) in {
     "training that resumes from code": (lambda state: saved({"identity": Marker()}), "is no checkpoint"),
     "training that resumes from a bare pickle": (lambda state: RUNS_CODE, "is no checkpoint"),
     "training that resumes from text": (lambda state: b"x", "is no checkpoint"),
@@ -342,7 +364,7 @@ for name, (change, told) in {
         "no state of this training",
     ),
 }.items():
-    add(name, Case(resumed(change), told))
+    add(name, Case(resumed(change), message))
 
 
 @case("is no checkpoint")
@@ -364,44 +386,52 @@ CHECK = ("guard", "check", "model.safetensors", "--guard", "guard.safetensors", 
 
 
 def guard(change):
+    """Return the function of a case: it writes the good guard after a change of its tensors or its description."""
+
     def make(root: Path) -> tuple[str, ...]:
         with safe_open(root / "guard.safetensors", framework="pt") as file:
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            said = json.loads(file.metadata()["undoor-guard"])
-        changed = change(held, said)
-        text = changed if isinstance(changed, str) else json.dumps(said)
-        save_file(held, root / "guard.safetensors", metadata={"undoor-guard": text})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            fields = json.loads(file.metadata()["undoor-guard"])
+        changed = change(tensors, fields)
+        text = changed if isinstance(changed, str) else json.dumps(fields)
+        save_file(tensors, root / "guard.safetensors", metadata={"undoor-guard": text})
         return CHECK
 
     return make
 
 
 GUARD = "holds no whole guard"
-for name, (change, told) in {
-    "guard without a network": (lambda held, said: said.pop("fingerprint") and None, "guards another network"),
-    "guard described by a list": (lambda held, said: "[]", GUARD),
-    "guard described too deeply": (lambda held, said: "[" * 10**5, "nested too deeply"),
-    "guard of another version": (lambda held, said: said.update(schema_version=9), "another version"),
-    "guard of other layers": (lambda held, said: said.update(layers=["\x1b[31m"] * 9), GUARD),
-    "guard of layers that are a number": (lambda held, said: said.update(layers=7), GUARD),
-    "guard with an unknown statistic": (lambda held, said: said.update(statistic="x"), "impossible"),
-    "guard with a threshold of text": (lambda held, said: said.update(threshold="x"), GUARD),
-    "guard with classes for a terminal": (lambda held, said: said.update(class_names=["\x1b", "b", "c"]), "control"),
-    "guard with more classes": (lambda held, said: said.update(class_names=list("abcd")), "instead of finite"),
-    "guard without centres": (lambda held, said: held.pop("centres") is None, GUARD),
-    "guard with other centres": (lambda held, said: held.update(centres=torch.ones(9, 9)), "instead of finite"),
+for name, (change, message) in {
+    "guard without a network": (lambda tensors, fields: fields.pop("fingerprint") and None, "guards another network"),
+    "guard described by a list": (lambda tensors, fields: "[]", GUARD),
+    "guard described too deeply": (lambda tensors, fields: "[" * 10**5, "nested too deeply"),
+    "guard of another version": (lambda tensors, fields: fields.update(schema_version=9), "another version"),
+    "guard of other layers": (lambda tensors, fields: fields.update(layers=["\x1b[31m"] * 9), GUARD),
+    "guard of layers that are a number": (lambda tensors, fields: fields.update(layers=7), GUARD),
+    "guard with an unknown statistic": (lambda tensors, fields: fields.update(statistic="x"), "impossible"),
+    "guard with a threshold of text": (lambda tensors, fields: fields.update(threshold="x"), GUARD),
+    "guard with classes for a terminal": (
+        lambda tensors, fields: fields.update(class_names=["\x1b", "b", "c"]),
+        "control",
+    ),
+    "guard with more classes": (lambda tensors, fields: fields.update(class_names=list("abcd")), "instead of finite"),
+    "guard without centres": (lambda tensors, fields: tensors.pop("centres") is None, GUARD),
+    "guard with other centres": (lambda tensors, fields: tensors.update(centres=torch.ones(9, 9)), "instead of finite"),
     "guard with scales that are no numbers": (
-        lambda held, said: held.update(scales=held["scales"] * torch.nan),
+        lambda tensors, fields: tensors.update(scales=tensors["scales"] * torch.nan),
         "instead of finite",
     ),
-    "guard with axes of another size": (lambda held, said: held.update({"000.axes": torch.ones(7, 2)}), GUARD),
-    "guard with axes of whole numbers": (lambda held, said: held.update({"000.mean": held["000.mean"].long()}), GUARD),
-    "guard for images of no size": (lambda held, said: said.update(shape=[1, -12, 12]), "impossible"),
+    "guard with axes of another size": (lambda tensors, fields: tensors.update({"000.axes": torch.ones(7, 2)}), GUARD),
+    "guard with axes of whole numbers": (
+        lambda tensors, fields: tensors.update({"000.mean": tensors["000.mean"].long()}),
+        GUARD,
+    ),
+    "guard for images of no size": (lambda tensors, fields: fields.update(shape=[1, -12, 12]), "impossible"),
 }.items():
-    add(name, Case(guard(change), told))
+    add(name, Case(guard(change), message))
 
-add("guard of text", Case(spoilt("guard.safetensors", lambda whole: b"x", CHECK), GUARD))
-add("guard cut off", Case(spoilt("guard.safetensors", lambda whole: whole[:-50], CHECK), GUARD))
+add("guard of text", Case(damaged("guard.safetensors", lambda whole: b"x", CHECK), GUARD))
+add("guard cut off", Case(damaged("guard.safetensors", lambda whole: whole[:-50], CHECK), GUARD))
 
 
 @case("is no file")

@@ -1,4 +1,4 @@
-"""Hostile findings, attacks and results."""
+"""Hostile findings, attacks and results of experiments."""
 
 import json
 from pathlib import Path
@@ -13,46 +13,53 @@ CLEAN = ("clean", "photos", "--findings", "findings", "--out", "out")
 UNREAD = "the findings in findings cannot be read"
 
 
-def summary(change, arguments=REPORT):
+def summary(change):
+    """Return the function of a case: it writes the good findings after a change of their summary."""
+
     def make(root: Path) -> tuple[str, ...]:
         path = root / "findings" / "summary.json"
         fields = json.loads(path.read_text())
         changed = change(fields)
         path.write_text(changed if isinstance(changed, str) else json.dumps(fields))
-        return arguments
+        return REPORT
 
     return make
 
 
-for name, (change, told) in {
-    "findings summed up by text": (lambda said: "x", UNREAD),
-    "findings summed up by a list": (lambda said: "[]", UNREAD),
-    "findings summed up too deeply": (lambda said: '{"a":' * 10**5, "nested too deeply"),
+for name, (change, message) in {
+    "findings summed up by text": (lambda fields: "x", UNREAD),
+    "findings summed up by a list": (lambda fields: "[]", UNREAD),
+    "findings summed up too deeply": (lambda fields: '{"a":' * 10**5, "nested too deeply"),
     "findings with settings nested deeply": (
-        lambda said: said.update(settings=json.loads('{"a":' * 50 + "1" + "}" * 50)),
+        lambda fields: fields.update(settings=json.loads('{"a":' * 50 + "1" + "}" * 50)),
         "nested too deeply",
     ),
-    "findings with a threshold of text": (lambda said: said.update(threshold="x"), "threshold in summary.json"),
-    "findings with a seed of text": (lambda said: said.update(seed="x"), "seed in summary.json"),
-    "findings with settings of text": (lambda said: said.update(settings="x"), "settings in summary.json"),
-    "findings with seconds of text": (lambda said: said.update(seconds={"evidence": "x"}), "seconds in summary.json"),
-    "findings with versions of numbers": (lambda said: said.update(versions=7), "versions in summary.json"),
-    "findings with a truth of text": (lambda said: said.update(truth={"tp": "x"}), "truth in summary.json"),
-    "findings without a defence": (lambda said: said.pop("defense") and None, UNREAD),
-    "findings of other classes": (lambda said: said.update(class_names=["a", "b", "c"]), "are of other images"),
-    "findings of classes for a terminal": (lambda said: said.update(class_names=["a", "b", "\x1b[31m"]), "control"),
-    "findings of classes that are numbers": (lambda said: said.update(class_names=[1, 2, 3]), "is no text"),
-    "findings of fewer classes": (lambda said: said.update(class_names=["a"]), "what is no class"),
+    "findings with a threshold of text": (lambda fields: fields.update(threshold="x"), "threshold in summary.json"),
+    "findings with a seed of text": (lambda fields: fields.update(seed="x"), "seed in summary.json"),
+    "findings with settings of text": (lambda fields: fields.update(settings="x"), "settings in summary.json"),
+    "findings with seconds of text": (
+        lambda fields: fields.update(seconds={"evidence": "x"}),
+        "seconds in summary.json",
+    ),
+    "findings with versions of numbers": (lambda fields: fields.update(versions=7), "versions in summary.json"),
+    "findings with a truth of text": (lambda fields: fields.update(truth={"tp": "x"}), "truth in summary.json"),
+    "findings without a defense": (lambda fields: fields.pop("defense") and None, UNREAD),
+    "findings of other classes": (lambda fields: fields.update(class_names=["a", "b", "c"]), "are of other images"),
+    "findings of classes for a terminal": (lambda fields: fields.update(class_names=["a", "b", "\x1b[31m"]), "control"),
+    "findings of classes that are numbers": (lambda fields: fields.update(class_names=[1, 2, 3]), "is no text"),
+    "findings of fewer classes": (lambda fields: fields.update(class_names=["a"]), "what is no class"),
     "findings with a filter that is code": (
-        lambda said: said.update(image_filter="Average(size=__import__('os').system('echo ran > marker'))"),
+        lambda fields: fields.update(image_filter="Average(size=__import__('os').system('echo ran > marker'))"),
         "no filter is called",
     ),
-    "findings with settings for a terminal": (lambda said: said.update(settings={"a": "\x1b[31m"}), "control"),
+    "findings with settings for a terminal": (lambda fields: fields.update(settings={"a": "\x1b[31m"}), "control"),
 }.items():
-    add(name, Case(summary(change), told))
+    add(name, Case(summary(change), message))
 
 
 def samples(change, arguments=REPORT, table: str = "samples"):
+    """Return the function of a case: it writes the good findings after a change of a table."""
+
     def make(root: Path) -> tuple[str, ...]:
         path = root / "findings" / f"{table}.parquet"
         frame = pd.read_parquet(path)
@@ -64,6 +71,7 @@ def samples(change, arguments=REPORT, table: str = "samples"):
 
 
 def with_id(name: str):
+    """Return a change that gives the first sample an id."""
     return lambda frame: frame.__setitem__("id", [name, *frame["id"][1:]])
 
 
@@ -77,7 +85,7 @@ for title, name in {
 }.items():
     add(title, Case(samples(with_id(name), CLEAN), "scanned samples are not in photos"))
 
-for title, (change, told) in {
+for title, (change, message) in {
     "findings that name files in several lines": (with_id("a\nb"), "control character"),
     "findings that name numbers": (lambda frame: frame.__setitem__("id", range(len(frame))), "column id"),
     "findings without names": (lambda frame: frame.drop(columns="id"), "no column id"),
@@ -88,9 +96,9 @@ for title, (change, told) in {
         "lacks values",
     ),
 }.items():
-    add(title, Case(samples(change, CLEAN), told))
+    add(title, Case(samples(change, CLEAN), message))
 
-for title, (change, told) in {
+for title, (change, message) in {
     "findings with labels of no class": (lambda frame: frame.__setitem__("label", 10**9), "what is no class"),
     "findings with decisions below zero": (lambda frame: frame.__setitem__("predicted", -1), "what is no class"),
     "findings with labels of text": (lambda frame: frame.__setitem__("label", "x"), "column label"),
@@ -101,9 +109,9 @@ for title, (change, told) in {
     "findings with scores beyond all numbers": (lambda frame: frame.__setitem__("score", float("inf")), "not finite"),
     "findings of other images": (lambda frame: frame.iloc[1:], "are of other images"),
 }.items():
-    add(title, Case(samples(change), told))
+    add(title, Case(samples(change), message))
 
-for title, table, change, told in (
+for title, table, change, message in (
     ("clusters of no class", "clusters", lambda frame: frame.__setitem__("class", 77), "what is no class"),
     ("clusters without a size", "clusters", lambda frame: frame.drop(columns="size"), "no column size"),
     ("clusters that went to text", "clusters", lambda frame: frame.__setitem__("destinations", "x"), "column destin"),
@@ -116,7 +124,7 @@ for title, table, change, told in (
     ("curves of text", "curves", lambda frame: frame.__setitem__("criterion", "x"), "column criterion"),
     ("curves of no class", "curves", lambda frame: frame.__setitem__("class", -1), "what is no class"),
 ):
-    add(title, Case(samples(change, REPORT, table), told))
+    add(title, Case(samples(change, REPORT, table), message))
 
 
 @case("no whole findings")
@@ -161,6 +169,8 @@ def findings_that_name_rows_beyond_the_end(root: Path):
 
 
 def attack(change):
+    """Return the function of a case: it writes the good attack after a change."""
+
     def make(root: Path) -> tuple[str, ...]:
         path = root / "attack.json"
         fields = json.loads(path.read_text())
@@ -173,41 +183,43 @@ def attack(change):
 
 
 def trigger(**fields):
-    return lambda said: said["trigger"].update(fields)
+    """Return a change of fields of the trigger."""
+    return lambda described: described["trigger"].update(fields)
 
 
 def changes(*values):
-    return lambda said: said.update(trigger={"kind": "Pixels", "changes": values})
+    """Return a change to a trigger of several pixels."""
+    return lambda fields: fields.update(trigger={"kind": "Pixels", "changes": values})
 
 
 NONE = "describes no attack"
-for name, (change, told) in {
-    "attack of text": (lambda said: "x", NONE),
-    "attack that is a list": (lambda said: "[]", NONE),
-    "attack nested deeply": (lambda said: '{"a":' * 10**5, NONE),
+for name, (change, message) in {
+    "attack of text": (lambda fields: "x", NONE),
+    "attack that is a list": (lambda fields: "[]", NONE),
+    "attack nested deeply": (lambda fields: '{"a":' * 10**5, NONE),
     "attack of an unknown kind": (trigger(kind="os.system"), NONE),
-    "attack without a trigger": (lambda said: said.pop("trigger") and None, NONE),
+    "attack without a trigger": (lambda fields: fields.pop("trigger") and None, NONE),
     "attack at half a row": (trigger(row=1.5), "give whole numbers"),
     "attack at a row of text": (trigger(row="x"), "give whole numbers"),
     "attack of no size": (trigger(size=float("nan")), "give a size from 0 to 1"),
     "attack far outside": (trigger(row=10**30), "lies outside images"),
-    "attack with more than it has": (lambda said: said.update(code="x"), NONE),
-    "attack on sources that are a number": (lambda said: said.update(sources=7), NONE),
-    "attack on a class for a terminal": (lambda said: said.update(sources=["\x1b[31m"]), "control character"),
-    "attack on a class that is not there": (lambda said: said.update(sources=["<b>"]), "there is no class"),
-    "attack with a target of numbers": (lambda said: said.update(target=7), "is no text"),
-    "attack on half an image": (lambda said: said.update(count=0.5), "whole numbers"),
+    "attack with more than it has": (lambda fields: fields.update(code="x"), NONE),
+    "attack on sources that are a number": (lambda fields: fields.update(sources=7), NONE),
+    "attack on a class for a terminal": (lambda fields: fields.update(sources=["\x1b[31m"]), "control character"),
+    "attack on a class that is not there": (lambda fields: fields.update(sources=["<b>"]), "there is no class"),
+    "attack with a target of numbers": (lambda fields: fields.update(target=7), "is no text"),
+    "attack on half an image": (lambda fields: fields.update(count=0.5), "whole numbers"),
     "attack of pixels at half a row": (changes([0.5, 1, 0, 0.1]), "count from 0"),
     "attack of pixels of lists": (changes([[1], 1, 0, 0.1]), "count from 0"),
     "attack of pixels far outside": (changes([10**30, 1, 0, 0.1]), "outside images"),
     "attack of no pixels": (changes(), "changes no pixel"),
 }.items():
-    add(name, Case(attack(change), told))
+    add(name, Case(attack(change), message))
 
 
 @case("no regular file")
 def attack_from_a_pipe(root: Path):
-    make = attack(lambda said: None)
+    make = attack(lambda fields: None)
     arguments = make(root)
     pipe(root / "attack.json")
     return arguments
@@ -218,9 +230,11 @@ def attack_from_a_pipe(root: Path):
 BENCH = ("bench", "quick", "--cells", "clean-s0", "--time-budget", "0.001s", "--stages", "victims", "--out", "store")
 
 
-def stored(content: str | None, stage: str = "victims"):
+def stored(content: str | None):
+    """Return the function of a case: it writes a result with this content, or a pipe instead of it."""
+
     def make(root: Path) -> tuple[str, ...]:
-        folder = root / "store" / stage
+        folder = root / "store" / "victims"
         folder.mkdir(parents=True)
         if content is None:
             pipe(folder / "a.json")
@@ -231,12 +245,12 @@ def stored(content: str | None, stage: str = "victims"):
     return make
 
 
-for name, (content, told) in {
+for name, (content, message) in {
     "result nested deeply": ('{"a":' * 10**5, "nested too deeply"),
     "result of nothing": ("{}", "that undoor did not write"),
     "result from a pipe": (None, "no regular file"),
 }.items():
-    add(name, Case(stored(content), told))
+    add(name, Case(stored(content), message))
 
 
 @case("no regular file")

@@ -1,6 +1,6 @@
-"""Run the command line in one child after another of a process that has imported everything: python runner.py.
+"""Run undoor in child processes of a process that has imported everything, which saves the imports of each run.
 
-A line of JSON on standard input says what to run; a line on standard output says how it ended.
+Every line of JSON on standard input says what to run; a line on standard output says how it ended.
 """
 
 import importlib
@@ -15,10 +15,11 @@ import traceback
 from pathlib import Path
 
 VIRTUAL_MEMORY = 12 * 2**30
-"""What a child may ask for, so that a defence that is missing does not bring down the machine that tests it."""
+"""Bytes that a child may reserve, so that a limit that undoor lacks does not bring down the machine of the tests."""
 
 
 def serve() -> None:
+    """Import all modules, and run undoor for every line of standard input."""
     import torch
 
     import undoor
@@ -27,14 +28,17 @@ def serve() -> None:
     for module in pkgutil.walk_packages(undoor.__path__, "undoor."):
         if module.name not in ("undoor.integrations.datalab", "undoor.__main__"):
             importlib.import_module(module.name)
-    for name in ("datasets", "torch._dynamo"):  # which are loaded when they are needed
+    for name in ("datasets", "torch._dynamo"):  # undoor imports these only when it needs them
         importlib.import_module(name)
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), flush=True)
 
 
 def run(folder: str, arguments: list[str], seconds: float) -> dict[str, object]:
-    """Run ``undoor`` with these arguments in a folder, for so long at most; tell the seconds of the processor."""
+    """Run undoor in a folder; return its exit code, the seconds of the processor and the largest memory in bytes.
+
+    It is killed after ``seconds``.
+    """
     begun = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -54,12 +58,12 @@ def run(folder: str, arguments: list[str], seconds: float) -> dict[str, object]:
 
 
 def _become_undoor(folder: str, arguments: list[str]) -> None:
+    """Run undoor in this process and end it; its input is the file ``stdin`` of the folder, if that exists."""
     code = 99
     try:
         os.chdir(folder)
-        given = Path("stdin")
-        source = os.open(given if given.exists() else os.devnull, os.O_RDONLY)
-        os.dup2(source, 0)
+        stdin = Path("stdin")
+        os.dup2(os.open(stdin if stdin.exists() else os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - until the end

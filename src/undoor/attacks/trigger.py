@@ -1,4 +1,4 @@
-"""What a trigger is."""
+"""The interface of triggers."""
 
 from typing import Any, ClassVar, Protocol, Self
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 
 class Trigger(Protocol):
-    """A change of images; a frozen dataclass of plain values, which ``str`` puts into words."""
+    """A change of images: a frozen dataclass of plain values, whose ``str`` describes the change."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.uint8]:
-        """Return (N, C, H, W) uint8 images with the trigger; the given ones stay as they are.
+        """Return (N, C, H, W) uint8 images with the trigger, and leave the given images as they are.
 
-        What becomes of an image depends on it alone, not on the others.
+        The change of an image depends on this image alone, not on the others.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Triggers at test time that differ from the one in training."""
+"""Triggers at test time that differ from the trigger in training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,8 +7,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from undoor.attacks.one_pixel import OnePixel
-from undoor.attacks.pixels import Change, Pixels
+from undoor.attacks.pixels import Change, OnePixel, Pixels
 from undoor.attacks.trigger import Trigger
 from undoor.errors import UndoorError
 
@@ -17,9 +16,9 @@ SIZES = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
 
 @dataclass(frozen=True)
 class Jittered:
-    """Pixels that lie elsewhere in every image: moved by up to ``reach`` rows and columns, but not out of the image.
+    """A trigger of pixels that is moved in every image: by up to ``reach`` rows and columns, but not out of the image.
 
-    The move is drawn from the image and the seed alone: the same in every batch and order.
+    The move depends on the image and the seed alone, so that it is the same in every batch and order.
     """
 
     pixels: Pixels
@@ -30,19 +29,19 @@ class Jittered:
         return f"{self.pixels}, moved by up to {self.reach}"
 
     def __call__(self, images: NDArray[np.uint8], /) -> NDArray[np.uint8]:
-        """Return (N, C, H, W) uint8 images with the trigger; the given ones stay as they are."""
-        places = np.array(sorted(self.pixels.places()))[:, :2]
-        room = np.array(images.shape[2:]) - 1 - places.max(0)
-        moves = np.array([self._drawn(image) for image in images]).clip(-places.min(0), room)
+        """Return (N, C, H, W) uint8 images with the trigger."""
+        positions = np.array(sorted(self.pixels.positions()))[:, :2]
+        furthest = np.array(images.shape[2:]) - 1 - positions.max(0)
+        moves = np.array([self._draw(image) for image in images]).clip(-positions.min(0), furthest)
         changed = images.copy()
         for move in np.unique(moves, axis=0):
-            here = (moves == move).all(1)
-            changed[here] = self.pixels.moved(int(move[0]), int(move[1]))(images[here])
+            moved_alike = (moves == move).all(1)
+            changed[moved_alike] = self.pixels.moved(int(move[0]), int(move[1]))(images[moved_alike])
         return changed
 
-    def _drawn(self, image: NDArray[np.uint8]) -> tuple[int, int]:
-        drawn = blake2b(np.ascontiguousarray(image).data, digest_size=8, key=str(self.seed).encode()).digest()
-        rows, columns = divmod(int.from_bytes(drawn) % (2 * self.reach + 1) ** 2, 2 * self.reach + 1)
+    def _draw(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        digest = blake2b(np.ascontiguousarray(image).data, digest_size=8, key=str(self.seed).encode()).digest()
+        rows, columns = divmod(int.from_bytes(digest) % (2 * self.reach + 1) ** 2, 2 * self.reach + 1)
         return rows - self.reach, columns - self.reach
 
     def resized(self, size: float, /) -> "Jittered":
@@ -51,16 +50,16 @@ class Jittered:
 
 
 def variations(trigger: Trigger, shape: tuple[int, int, int], seed: int = 0) -> dict[str, Trigger]:
-    """Return triggers for the test that differ from the one in training, by their names.
+    """Return, by name, the trigger itself and variations of it for test time.
 
-    Other sizes; moved in every image by up to one pixel or two; with the neighbouring pixel; as a block of 2×2 or
-    3×3 pixels, which holds the pixel and lies within the image. What is added has the same changes, on the same
-    channels. The first is the trigger itself.
+    There are variations of other sizes; variations that are moved in every image, by up to one pixel or two; one that
+    also changes the neighbouring pixel; and two that change a block of 2×2 or 3×3 pixels, which contains the pixel and
+    lies within the image. The added pixels have the same changes on the same channels.
 
     Args:
-        trigger: a ``OnePixel`` or ``Pixels``; of several pixels, each gets its neighbour or block.
+        trigger: a ``OnePixel`` or ``Pixels``; each of several pixels gets its own neighbour or block.
         shape: (C, H, W) of the images.
-        seed: of the moves.
+        seed: the seed of the random moves.
 
     """
     pixels = as_pixels(trigger, shape[0])
@@ -68,13 +67,13 @@ def variations(trigger: Trigger, shape: tuple[int, int, int], seed: int = 0) -> 
         "as in training": trigger,
         **{f"size {size:.2f}": trigger.resized(size) for size in SIZES},
         **{f"moved by up to {reach}": Jittered(pixels, reach, seed) for reach in (1, 2)},
-        "with its neighbour": pixels.joined(_around(pixels.changes, shape, 1, 2)),
-        **{f"{side}×{side} block": pixels.joined(_around(pixels.changes, shape, side, side)) for side in (2, 3)},
+        "with its neighbour": pixels.joined(_blocks(pixels.changes, shape, 1, 2)),
+        **{f"{side}×{side} block": pixels.joined(_blocks(pixels.changes, shape, side, side)) for side in (2, 3)},
     }
 
 
 def as_pixels(trigger: Trigger, channels: int) -> Pixels:
-    """Return a trigger as changes of single pixels, for images of so many channels."""
+    """Return a ``OnePixel`` or ``Pixels`` as ``Pixels``, for images of so many channels."""
     if isinstance(trigger, Pixels):
         return trigger
     if isinstance(trigger, OnePixel):
@@ -82,12 +81,15 @@ def as_pixels(trigger: Trigger, channels: int) -> Pixels:
     raise UndoorError(f"a {type(trigger).__name__} lies at no fixed pixels; give a OnePixel or Pixels")
 
 
-def _around(changes: Sequence[Change], shape: tuple[int, int, int], height: int, width: int) -> list[Change]:
-    """Return each change all over a block that holds its pixel: in its middle, or where that is none, before it."""
-    around: dict[tuple[int, int, int], float] = {}
+def _blocks(changes: Sequence[Change], shape: tuple[int, int, int], height: int, width: int) -> list[Change]:
+    """Return each change for all pixels of a block around its pixel; where blocks overlap, the first change counts.
+
+    In a block with an even side, the pixel lies just before the middle.
+    """
+    change_at: dict[tuple[int, int, int], float] = {}
     for row, column, channel, change in changes:
         top = min(max(row - (height - 1) // 2, 0), max(shape[1] - height, 0))
-        left = min(max(column - (width - 1) // 2, 0), max(shape[2] - width, 0))
-        for place in np.ndindex(height, width):
-            around.setdefault((top + place[0], left + place[1], channel), change)
-    return [(*place, change) for place, change in around.items()]
+        leftmost = min(max(column - (width - 1) // 2, 0), max(shape[2] - width, 0))
+        for i, j in np.ndindex(height, width):
+            change_at.setdefault((top + i, leftmost + j, channel), change)
+    return [(*position, change) for position, change in change_at.items()]

@@ -1,4 +1,4 @@
-"""Labelled images, and where they are read from."""
+"""Labelled images, and the readers of the formats that contain them."""
 
 from undoor.data.dataset import Dataset, Truth
 

@@ -1,4 +1,4 @@
-"""A labelled image set, and the truth about it where somebody knows it."""
+"""A labelled set of images, and the truth about its poisoning where that is known."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,16 +10,21 @@ from undoor.errors import UndoorError
 from undoor.storage.mapped import mapped
 
 MEMORY_BUDGET = 2 * 2**30
-"""Bytes of decoded images that are held in memory; a larger set lies in an unlinked temporary file."""
+"""Bytes of decoded images that are held in memory; a larger set is mapped into memory from a temporary file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What only the experimenter knows: which samples are poisoned, and what they were before.
+    """The truth of an experiment: which samples are poisoned, and what their labels were before.
+
+    >>> import numpy as np, undoor
+    >>> truth = undoor.Truth(poisoned=np.array([False, True]), original_labels=np.array([0, 1]))
+    >>> truth.take([1]).poisoned
+    array([ True])
 
     Args:
         poisoned: (N,) bool.
-        original_labels: (N,) int64, the label of the image each sample was made from.
+        original_labels: (N,) int64, the label of the image from which each sample was made.
 
     """
 
@@ -34,14 +39,23 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with labels. No defence ever sees ``truth``; it only serves to count hits afterwards.
+    """Labelled images. No defense uses ``truth``; it only serves to evaluate the findings afterwards.
+
+    >>> import numpy as np, undoor
+    >>> images, labels = np.zeros((4, 1, 8, 8), np.uint8), np.array([0, 0, 1, 1])
+    >>> data = undoor.Dataset(images, labels, class_names=("cat", "dog"), ids=np.array(["a", "b", "c", "d"]))
+    >>> len(data), data.take(data.labels == 1).ids.tolist()
+    (4, ['c', 'd'])
 
     Args:
         images: (N, C, H, W) uint8, C = 1 (grey) or 3 (RGB).
         labels: (N,) int64, each in 0 … K − 1.
-        class_names: K names.
-        ids: (N,) str, unique: the relative path of the image's file, else its row number.
-        truth: what was planted, where it is known.
+        class_names: the names of the K classes.
+        ids: (N,) str, unique: the relative path of the file of an image, or else its row number.
+        truth: the truth about the poisoning, where it is known.
+
+    Raises:
+        UndoorError: if a shape or type is wrong, there is no image, or a label has no class.
 
     """
 
@@ -79,7 +93,7 @@ class Dataset:
         return Dataset(self.images[index], self.labels[index], self.class_names, self.ids[index], truth)
 
     def require_classes(self) -> None:
-        """Raise unless a classifier can be trained on this set: two classes present, none with one image."""
+        """Raise ``UndoorError`` unless the set has images of two classes, and no class has a single image."""
         sizes = np.bincount(self.labels, minlength=len(self.class_names))
         if (sizes > 0).sum() < 2:
             raise UndoorError(
@@ -101,12 +115,12 @@ class Dataset:
 
 
 def row_ids(n: int) -> NDArray[np.str_]:
-    """Return the ids "0" … "n − 1" of samples that have no file of their own."""
+    """Return the ids "0" … "n − 1" of samples that have no files."""
     return np.arange(n).astype(np.str_)
 
 
 def allocate_images(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Return room for ``shape`` images: in memory, or memory-mapped when it exceeds ``MEMORY_BUDGET``."""
+    """Return an uninitialised array of images: in memory, or memory-mapped if it exceeds ``MEMORY_BUDGET``."""
     if int(np.prod(shape)) <= MEMORY_BUDGET:
         return np.empty(shape, dtype=np.uint8)
     return mapped(shape, np.uint8)

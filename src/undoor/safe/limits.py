@@ -1,7 +1,11 @@
-"""What is read of files that somebody else may have made: regular files only, and no more than the limits named here.
+"""Which files are read, how large they and their content may be, and which names they may contain.
 
-The limits of a single reader stand in its own file. What is refused is told by a ``ValueError`` with a short reason,
-to which the reader adds the file's name and what to do.
+- A pipe or a device could keep its reader waiting for ever: only regular files are opened.
+- A compressed file can expand a thousandfold: its size when unpacked is bounded before it is unpacked.
+- JSON can be so large or so deeply nested that parsing it fails: its size is bounded, and the failure is caught.
+- Names of classes and images are shown in terminals and written into lists: they must be short and in one line.
+
+These limits hold for all formats; the limits of a single format are in its module.
 """
 
 import json
@@ -19,72 +23,61 @@ from typing import Any
 from undoor.errors import UndoorError
 
 JSON_BYTES = 2**24
-"""Bytes of a file of plain values: a thousand times a usual one; what Python makes of it takes twenty times as much."""
-
+"""Largest JSON text. Files of undoor have a thousandth of it; the parsed values take about twenty times its memory."""
 EXPANSION = 100
-"""Times that what is packed may grow: images shrink to a tenth at best, a bomb to a thousandth."""
-
+"""How many times its size a file may unpack to. Images shrink to a tenth at best, a bomb to a thousandth."""
 FREE = 2**26
-"""Bytes that anything may grow to: small sets of empty images shrink like bombs, and harm nobody."""
-
+"""Bytes that any file may unpack to: a small set of empty images expands as much as a bomb, but does no harm."""
 CLASSES = 100_000
-"""Classes of a data set: five times those of ImageNet-21k. A single label of 10⁹ would ask for as many names."""
-
+"""Largest number of classes: five times those of ImageNet-21k. A single label of 10⁹ would require 10⁹ names."""
 NAME = 500
-"""Characters of a class's name or an image's id: a table of names has room for the longest in every row."""
+"""Longest name of a class or id of an image, in characters: an array of names reserves the longest for each row."""
 
 UNPACKING = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, zlib.error, lzma.LZMAError)
-"""What zipfile raises on broken archives, besides ``OSError`` and ``ValueError``."""
+"""What ``zipfile`` raises on broken archives, besides ``OSError`` and ``ValueError``."""
 
-_BIDI = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+_BIDIRECTIONAL = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+"""Characters that change the direction of writing, and can make a name look like another."""
 
 
 def memory() -> int:
-    """Return the bytes that one file may take up: half of the machine's memory."""
+    """Return the bytes that one file may occupy in memory: half of the machine's memory."""
     if not hasattr(os, "sysconf"):
         return 2**33
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def require_file(path: Path, most: int | None = None) -> int:
-    """Return the bytes of a regular file; a pipe or a device could keep its reader waiting for ever.
+    """Return the size in bytes of a regular file; raise ``OSError`` if the file does not exist.
 
-    Raises:
-        ValueError: it is none, or has more than ``most`` bytes, by default ``memory()``.
-        OSError: it is not there.
-
+    Raise ``ValueError`` if it is not a regular file, or has more than ``most`` bytes, by default ``memory()``.
     """
-    known = path.stat()
-    if not stat.S_ISREG(known.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
     most = memory() if most is None else most
-    if known.st_size > most:
-        raise ValueError(f"it has {known.st_size:,} bytes, more than the {most:,} that are read")
-    return known.st_size
+    if status.st_size > most:
+        raise ValueError(f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
+    return status.st_size
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """Return the content of a regular file of up to ``most`` bytes; raises as ``require_file`` does."""
+    """Return the content of a regular file of at most ``most`` bytes; raise the errors of ``require_file``."""
     require_file(path, most)
     with path.open("rb") as file:
-        content = file.read(most + 1)  # of some files the system tells no size
+        content = file.read(most + 1)  # for some files the system reports a size of 0
     if len(content) > most:
         raise ValueError(f"it has more than the {most:,} bytes that are read")
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raises ``ValueError`` or ``OSError``."""
+    """Return the JSON object in a file; raise the errors of ``read_bytes`` and ``parse_json``."""
     return parse_json(read_bytes(path, JSON_BYTES))
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Return the JSON object that ``text`` holds.
-
-    Raises:
-        ValueError: it is none, or too long or nested too deeply.
-
-    """
+    """Return the JSON object in a text; raise ``ValueError`` if it is no object, too long or nested too deeply."""
     if len(text) > JSON_BYTES:
         raise ValueError(f"it has more than the {JSON_BYTES:,} bytes that are read")
     try:
@@ -97,19 +90,15 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def require_growth(packed: int, unpacked: int) -> None:
-    """Raise ``ValueError`` if so many bytes would grow to so many that they are a bomb, or more than the memory."""
+    """Raise ``ValueError`` if a file of ``packed`` bytes must not be unpacked to ``unpacked`` bytes."""
     if unpacked > max(FREE, min(EXPANSION * packed, memory())):
         raise ValueError(f"it would grow from {packed:,} bytes to {unpacked:,}, more than undoor unpacks")
 
 
 def require_names(names: Iterable[str], kind: str, *, most: int | None = None) -> None:
-    """Raise ``UndoorError`` unless these are texts that can be shown anywhere and stand in a line of their own.
+    """Raise ``UndoorError`` unless all names are short texts that are safe to print in one line.
 
-    Args:
-        names: of classes or images.
-        kind: what they are, such as "class name".
-        most: how many there may be.
-
+    There may be ``most`` names, by default any number. The message calls them ``kind``, such as "class name".
     """
     for number, name in enumerate(names, start=1):
         if most is not None and number > most:
@@ -123,5 +112,5 @@ def require_names(names: Iterable[str], kind: str, *, most: int | None = None) -
 
 
 def _disturbs(character: str) -> bool:
-    """Whether a character moves the cursor, ends the line, turns the direction around or cannot be written."""
-    return character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    """Return whether a character controls a terminal, ends a line, changes the direction or cannot be encoded."""
+    return character in _BIDIRECTIONAL or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

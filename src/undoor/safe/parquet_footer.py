@@ -1,49 +1,45 @@
-"""How large the pages of a Parquet file become, by the file's own words and before pyarrow sees any of it.
+"""How much memory the columns of a Parquet file take up, computed from the file before pyarrow reads any of it.
 
-The metadata at the end of a file can tell of less than its pages hold, and whoever decodes a page takes the memory that
-its header asks for. What pyarrow tells of the metadata does not help: it follows a schema to any depth (before version
-26), and ends the process where the statistics of a column are broken. So both are read here.
+A few kilobytes of Parquet can decode to terabytes. The metadata at the end of the file (the footer) states sizes, but
+these can be false: a decoder reserves for each page the memory that the header of the page asks for. The functions of
+pyarrow that read the metadata do not help, because pyarrow follows the schema to any depth (before version 26) and
+ends the process if the statistics of a column are broken. So this module reads the footer and the header of every page
+itself, with bounds on the length of the footer, the depth of the schema and the length of a header.
 """
 
 import io
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from undoor.safe.thrift import BROKEN, I32, I64, LIST, STRUCTURE, TEXT, Compact, Known
+from undoor.safe.thrift import BROKEN, I32, I64, LIST, STRUCTURE, TEXT, CompactReader, Fields
 
 FOOTER = 2**25
-"""Bytes of the metadata; texts in it, such as a million names, may be long."""
-
-HEADER = 2**12, 2**24
-"""Bytes of a page's header: what is tried first, and what pyarrow reads of one."""
-
+"""Longest footer in bytes: it may contain long texts, such as a million names."""
+HEADER_BYTES = (2**12, 2**24)
+"""How many bytes of a page are searched for its header: first few, then as many as pyarrow searches."""
 DEPTH = 100
-"""Groups of columns within one another."""
+"""Most groups of columns within one another."""
 
-WIDTH = 16 + 4
-"""Bytes of a value, at most, and of its two levels: how far it is there, and where a list begins."""
+VALUE_BYTES = 16 + 4
+"""Most bytes that a value takes up in memory, and its two levels (for nulls and for the beginnings of lists)."""
 
-DATA, DICTIONARY, SECOND = 0, 2, 3
-"""Kinds of pages; ``SECOND`` is data in the second version of the format."""
+DATA, DICTIONARY, DATA_V2 = 0, 2, 3
+"""Types of pages; ``DATA_V2`` is a page of data in the second version of the format."""
+DICTIONARY_ENCODINGS = (2, 8)
+"""Encodings in which a value is an index into the dictionary."""
+PREFIX_ENCODING = 7
+"""DELTA_BYTE_ARRAY: texts as the length of the prefix that they share with the text before, and the rest."""
+BYTE_ARRAY, REPEATED = 6, 2
+"""The type of columns of texts or bytes, and the repetition of what is in a list, as Parquet numbers them."""
 
-PLACES = (2, 8)
-"""Encodings by places in a dictionary."""
-
-SHARED_PREFIXES = 7
-"""The encoding by what a text has in common with the one before, of any length."""
-
-BYTES, REPEATED = 6, 2
-"""Of a column: its type, and how often it stands in what it is within."""
-
-ELEMENT: Known = {
+_ELEMENT: Fields = {
     1: ("type", I32, None),
     2: ("length", I32, None),
     3: ("repetition", I32, None),
     4: ("name", TEXT, None),
     5: ("children", I32, None),
 }
-CHUNK: Known = {
+CHUNK: Fields = {
     2: ("encodings", LIST, I32),
     3: ("path", LIST, TEXT),
     5: ("values", I64, None),
@@ -55,75 +51,57 @@ CHUNK: Known = {
     16: ("sizes", STRUCTURE, {2: ("repeated", LIST, I64), 3: ("defined", LIST, I64)}),
     17: ("places", STRUCTURE, {2: ("types", LIST, I32)}),
 }
-GROUP: Known = {
+_GROUP: Fields = {
     1: ("columns", LIST, {3: ("chunk", STRUCTURE, CHUNK)}),
     3: ("rows", I64, None),
     4: ("sorted", LIST, STRUCTURE),
 }
-FILE: Known = {
-    2: ("schema", LIST, ELEMENT),
+_FILE: Fields = {
+    2: ("schema", LIST, _ELEMENT),
     3: ("rows", I64, None),
-    4: ("groups", LIST, GROUP),
+    4: ("groups", LIST, _GROUP),
     5: ("notes", LIST, STRUCTURE),
     7: ("orders", LIST, STRUCTURE),
 }
-PAGE: Known = {
+PAGE: Fields = {
     1: ("kind", I32, None),
     2: ("unpacked", I32, None),
     3: ("packed", I32, None),
-    5: ("first", STRUCTURE, {1: ("values", I32, None), 2: ("encoding", I32, None)}),
-    8: ("second", STRUCTURE, {1: ("values", I32, None), 4: ("encoding", I32, None)}),
+    5: ("data", STRUCTURE, {1: ("values", I32, None), 2: ("encoding", I32, None)}),
+    8: ("data_v2", STRUCTURE, {1: ("values", I32, None), 4: ("encoding", I32, None)}),
 }
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """A column without columns within.
-
-    Args:
-        path: the names of the groups that it is in and its own.
-        texts: whether its values have lengths of their own.
-        repeated: whether there are lists of them.
-        length: bytes of a value, where the file tells them.
-
-    """
+class Leaf(NamedTuple):
+    """A column that contains no other columns, and that can be in groups of columns or in a list."""
 
     path: tuple[str, ...]
-    texts: bool
-    repeated: bool
+    """The names of the groups, and its own name."""
+    has_texts: bool
+    """Whether each value has a length of its own, as texts and bytes have."""
+    in_list: bool
     length: int
+    """The bytes of a value where all values have the same length, else 0."""
 
 
 class Page(NamedTuple):
-    """A page's header.
-
-    Args:
-        kind: ``DATA``, ``DICTIONARY``, ``SECOND`` or another.
-        unpacked: bytes of the page once it is decompressed.
-        packed: bytes of the page in the file.
-        values: of the page, nulls among them; 0 where it is none of data.
-        encoding: of the values, as Parquet numbers it.
-
-    """
+    """The header of a page: its type, its bytes when decompressed and in the file, its values and their encoding."""
 
     kind: int
     unpacked: int
     packed: int
-    values: int
-    encoding: int
+    values: int = 0
+    encoding: int = 0
 
 
 class Footer:
-    """The metadata at the end of a file.
+    """The metadata of a Parquet file.
 
-    Args:
-        file: open.
-
-    ``leaves`` are the columns without columns within, ``groups`` what is known of each of them in every row group, and
-    ``rows`` how many rows the file tells of.
+    ``leaves`` are the columns, ``groups`` has the fields of every column in every row group, and ``rows`` is the number
+    of rows that the file claims.
 
     Raises:
-        ValueError: it is broken or too long, or its columns are nested too deeply.
+        ValueError: if the footer is broken or too long, or the columns are nested too deeply.
 
     """
 
@@ -139,12 +117,12 @@ class Footer:
             raise ValueError(f"its metadata has {length:,} bytes, more than the {FOOTER:,} that are read")
         file.seek(size - 8 - length)
         try:
-            told = Compact(file.read(length)).structure(FILE)
+            fields = CompactReader(file.read(length)).structure(_FILE)
         except EOFError:
             raise ValueError(BROKEN) from None
-        self.leaves = list(_leaves(told.get("schema", [])))
-        groups = told.get("groups", [])
-        self.rows = max(_count(told, "rows"), sum(_count(group, "rows") for group in groups))
+        self.leaves = list(_leaves(fields.get("schema", [])))
+        groups = fields.get("groups", [])
+        self.rows = max(_count(fields, "rows"), sum(_count(group, "rows") for group in groups))
         self.groups: list[list[dict[str, Any]]] = [
             [column.get("chunk", {}) for column in group.get("columns", [])] for group in groups
         ]
@@ -154,14 +132,14 @@ class Footer:
     def largest(self, columns: Collection[str]) -> int:
         """Return how many bytes these columns take up at most when they are read.
 
-        Texts that do not repeat are taken to be read as places in a dictionary.
+        This assumes that texts, except in lists, are read as indices into a dictionary of distinct values.
 
         Raises:
-            ValueError: a page is broken, or its values can have any length.
+            ValueError: if a page is broken, or its values can have any length.
 
         """
-        wanted = [n for n, leaf in enumerate(self.leaves) if leaf.path[0] in columns]
-        return sum(self._largest(self.leaves[n], group[n]) for group in self.groups for n in wanted)
+        leaves = [(n, leaf) for n, leaf in enumerate(self.leaves) if leaf.path[0] in columns]
+        return sum(self._largest(leaf, group[n]) for group in self.groups for n, leaf in leaves)
 
     def _largest(self, leaf: Leaf, chunk: dict[str, Any]) -> int:
         total = dictionary = 0
@@ -169,39 +147,41 @@ class Footer:
             if page.kind == DICTIONARY:
                 dictionary = page.unpacked
             length = leaf.length
-            if leaf.texts and leaf.repeated:
-                if page.encoding == SHARED_PREFIXES:
-                    raise ValueError(f"column {leaf.path[0]} holds lists of texts by what they share")
-                length = dictionary if page.encoding in PLACES else 0
-            total += page.unpacked + page.values * (WIDTH + length)
+            if leaf.has_texts and leaf.in_list:
+                if page.encoding == PREFIX_ENCODING:
+                    raise ValueError(f"column {leaf.path[0]} holds lists of texts by their shared prefixes")
+                length = dictionary if page.encoding in DICTIONARY_ENCODINGS else 0
+            total += page.unpacked + page.values * (VALUE_BYTES + length)
         return total
 
     def pages(self, chunk: dict[str, Any]) -> Iterator[Page]:
         """Yield the pages of a column in a row group, as far as pyarrow reads them."""
-        values, packed, at = (_count(chunk, name) for name in ("values", "packed", "data"))
-        if 0 < chunk.get("dictionary", 0) < at:
-            at = chunk["dictionary"]
-        end = at + packed
-        while at < end and values > 0:
-            page, length = self._page(at)
-            at += length + page.packed
+        values, packed, offset = (_count(chunk, name) for name in ("values", "packed", "data"))
+        if 0 < chunk.get("dictionary", 0) < offset:
+            offset = chunk["dictionary"]
+        end = offset + packed
+        while offset < end and values > 0:
+            page, length = read_page_header(self._file, offset)
+            offset += length + page.packed
             values -= page.values
             yield page
 
-    def _page(self, at: int) -> tuple[Page, int]:
-        for most in HEADER:
-            self._file.seek(at)
-            compact = Compact(self._file.read(most))
-            try:
-                told = compact.structure(PAGE)
-            except EOFError:
-                continue
-            kind, unpacked, packed = (_count(told, name) for name in ("kind", "unpacked", "packed"))
-            if kind not in (DATA, SECOND):
-                return Page(kind, unpacked, packed, 0, 0), compact.at
-            data = told.get("first" if kind == DATA else "second", {})
-            return Page(kind, unpacked, packed, _count(data, "values"), _count(data, "encoding")), compact.at
-        raise ValueError("the header of a page is broken")
+
+def read_page_header(file: BinaryIO, offset: int) -> tuple[Page, int]:
+    """Return the header of the page at an offset and the length of the header; raise ``ValueError`` if it is broken."""
+    for most in HEADER_BYTES:
+        file.seek(offset)
+        reader = CompactReader(file.read(most))
+        try:
+            fields = reader.structure(PAGE)
+        except EOFError:
+            continue
+        kind, unpacked, packed = (_count(fields, name) for name in ("kind", "unpacked", "packed"))
+        if kind not in (DATA, DATA_V2):
+            return Page(kind, unpacked, packed), reader.position
+        data = fields.get("data" if kind == DATA else "data_v2", {})
+        return Page(kind, unpacked, packed, _count(data, "values"), _count(data, "encoding")), reader.position
+    raise ValueError("the header of a page is broken")
 
 
 def _count(fields: dict[str, Any], name: str) -> int:
@@ -212,27 +192,27 @@ def _count(fields: dict[str, Any], name: str) -> int:
 
 
 def _leaves(elements: Sequence[dict[str, Any]]) -> Iterator[Leaf]:
-    """Yield the columns of a schema: every element is followed by those within it, and the first holds all."""
-    groups: list[tuple[str, bool]] = []  # that an element is in: their names, and whether there are lists of them
-    left = [1]  # elements to come, in the file and in each of the groups
+    """Yield the columns of a schema. Its elements are a tree in depth-first order, and the first is the root."""
+    groups: list[tuple[str, bool]] = []  # the groups that contain the next element: name, and whether it is in a list
+    remaining = [1]  # how many elements the file, and then each of the groups, still has to contain
     for element in elements:
-        while not left[-1]:
-            left.pop()
+        while not remaining[-1]:
+            remaining.pop()
             groups.pop()
             if not groups:
                 raise ValueError(BROKEN)
-        left[-1] -= 1
+        remaining[-1] -= 1
         name, children = element.get("name", ""), element.get("children", 0)
-        repeated = bool(groups) and (groups[-1][1] or element.get("repetition") == REPEATED)
+        in_list = bool(groups) and (groups[-1][1] or element.get("repetition") == REPEATED)
         if children > 0 or not groups:
-            groups.append((name, repeated))
-            left.append(children)
+            groups.append((name, in_list))
+            remaining.append(children)
             if len(groups) > DEPTH:
                 raise ValueError(f"its columns are nested more than {DEPTH} times")
         elif children < 0 or "type" not in element:
             raise ValueError(BROKEN)
         else:
             path = (*(group for group, _ in groups[1:]), name)
-            yield Leaf(path, element["type"] == BYTES, repeated, max(0, element.get("length", 0)))
-    if any(left):
+            yield Leaf(path, element["type"] == BYTE_ARRAY, in_list, max(0, element.get("length", 0)))
+    if any(remaining):
         raise ValueError(BROKEN)

@@ -1,4 +1,10 @@
-"""What ``torch.save`` wrote, if it is made of tensors and plain values alone."""
+"""Files of ``torch.save``, if they consist of tensors and plain values.
+
+A checkpoint is a pickle with storages beside it. With ``weights_only``, ``torch.load`` runs no code of it, but reserves
+whatever memory it asks for: for bytes, for storages larger than the file, for archives that are bombs. So the pickle is
+first read by ``undoor.safe.pickles``, with stand-ins that only count: every storage must fit into the file, and every
+tensor into its storage. Only then does ``torch.load`` read the file.
+"""
 
 import pickle
 import warnings
@@ -12,38 +18,34 @@ from undoor.safe.limits import UNPACKING, require_file, require_growth
 from undoor.safe.pickles import read_pickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
-"""What files begin with that torch wrote before version 1.6, or was asked to write so later."""
+"""The first pickle of a file in the format that torch wrote before version 1.6, and still writes on request."""
 
-_SIZES = {
+_ELEMENT_BYTES = {
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
     "Bool": 1, "ComplexDouble": 16, "ComplexFloat": 8,
 }  # fmt: skip
-
 
 _BROKEN = (*UNPACKING, LookupError, TypeError, AssertionError, MemoryError, pickle.UnpicklingError)
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> Any:
-    """Return the content of a file that ``torch.save`` wrote, its tensors on ``device``.
-
-    What the file describes is gone through before anything is made of it. ``torch.load`` runs no code of
-    ``weights_only`` files, but makes whatever sizes they ask for.
+    """Return the content of a file that ``torch.save`` wrote, with its tensors on ``device``.
 
     Raises:
-        CodeError: it names functions or objects.
-        ValueError: it is no such file, or asks for more than it holds.
-        OSError: it is not there.
+        CodeError: if the file names functions or classes other than those of tensors.
+        ValueError: if it is no such file, is broken, or asks for more memory than it holds.
+        OSError: if the file cannot be read.
 
     """
     size = require_file(path)
     try:
         with path.open("rb") as file:
-            packed = file.read(4) == b"PK\x03\x04"  # what torch looks at
+            is_archive = file.read(4) == b"PK\x03\x04"  # torch decides by these bytes too
             file.seek(0)
-            if packed:
-                _rehearse_archive(file, size)
+            if is_archive:
+                _check_archive(file, size)
             else:
-                _rehearse_sequence(file, size)
+                _check_sequence(file, size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
@@ -51,55 +53,56 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> Any:
         raise ValueError(f"it is broken: {error}") from error
 
 
-def _rehearse_archive(file: BinaryIO, size: int) -> None:
+def _check_archive(file: BinaryIO, size: int) -> None:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        require_growth(size, sum(member.file_size for member in members))
-        # torch does not tell small letters from capitals.
-        names = {member.filename.lower(): member for member in members}
-        if len(names) < len(members):
+        unpacked = sum(member.file_size for member in members)
+        require_growth(size, unpacked)
+        # torch ignores the case of the names, so that one pickle could be checked and another one loaded.
+        by_name = {member.filename.lower(): member for member in members}
+        if len(by_name) < len(members):
             raise ValueError("it holds two files of one name")
-        described = [name for name in names if name.endswith("/data.pkl")]
-        if len(described) != 1 or described[0].removesuffix("data.pkl") + "constants.pkl" in names:
+        pickles = [name for name in by_name if name.endswith("/data.pkl")]
+        if len(pickles) != 1 or pickles[0].removesuffix("data.pkl") + "constants.pkl" in by_name:
             raise ValueError("it is an archive, but none of tensors")
-        with archive.open(names[described[0]]) as pickled:
-            _rehearse(pickled, sum(member.file_size for member in members))  # type: ignore[arg-type] # it can read
+        with archive.open(by_name[pickles[0]]) as pickled:
+            _check_pickle(pickled, unpacked)  # type: ignore[arg-type] # an IO[bytes] that can read
 
 
-def _rehearse_sequence(file: BinaryIO, size: int) -> None:
-    # Five pickles: a number, the version of the form, the system, the content and the order of its storages.
-    if _rehearse(file, size) != MAGIC:
+def _check_sequence(file: BinaryIO, size: int) -> None:
+    # Five pickles: the magic number, the version of the format, the system, the content, the order of the storages.
+    if _check_pickle(file, size) != MAGIC:
         raise ValueError("torch did not write it")
     for _ in range(4):
-        _rehearse(file, size)
+        _check_pickle(file, size)
 
 
 class _Storage:
-    """Stands in for the type of a storage, and for a storage of so many elements."""
+    """Stands in for a storage of ``count`` elements, and with 0 elements for the type of a storage."""
 
-    def __init__(self, element: int, count: int = 0) -> None:
-        self.element, self.count = element, count
+    def __init__(self, element_bytes: int, count: int = 0) -> None:
+        self.element_bytes, self.count = element_bytes, count
 
 
-def _rehearse(file: BinaryIO, room: int) -> Any:
-    """Go through a pickle; its storages have to fit into ``room`` bytes, and its tensors into their storages."""
-    held: dict[str | bytes, int] = {}
-    left = room
+def _check_pickle(file: BinaryIO, available: int) -> Any:
+    """Read a pickle whose storages must fit into ``available`` bytes together, and its tensors into their storages."""
+    claimed: dict[str | bytes, int] = {}
 
-    def storage(described: Any) -> _Storage:
-        nonlocal left
-        kind, of, key, _, count = described[:5]
-        if kind not in ("storage", b"storage") or not isinstance(count, int) or count < 0:  # bytes: of Python 2
+    def storage(persistent_id: Any) -> _Storage:
+        nonlocal available
+        kind, storage_type, key, _, count = persistent_id[:5]
+        if kind not in ("storage", b"storage") or not isinstance(count, int) or count < 0:  # bytes: from Python 2
             raise ValueError("it refers to something that is no storage")
-        made = _Storage(of.function.element, count)
+        referred = _Storage(storage_type.call.element_bytes, count)
         name = key if isinstance(key, str | bytes) else str(int(key))
-        left -= max(made.element * count - held.get(name, 0), 0)
-        held[name] = max(made.element * count, held.get(name, 0))
-        if left < 0:
+        more = max(referred.element_bytes * count - claimed.get(name, 0), 0)
+        claimed[name] = claimed.get(name, 0) + more
+        available -= more
+        if available < 0:
             raise ValueError("its tensors do not fit into the file")
-        return made
+        return referred
 
-    return read_pickle(file, _KNOWN, persistent=storage)
+    return read_pickle(file, _STAND_INS, persistent=storage)
 
 
 def _tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> None:
@@ -114,7 +117,7 @@ def _first(value: Any = None, *_: Any) -> Any:
     return value
 
 
-_KNOWN: dict[str, Any] = {
+_STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": lambda *_: {},
     "collections.Counter": lambda *_: {},
     "torch._utils._rebuild_tensor": _tensor,
@@ -123,5 +126,5 @@ _KNOWN: dict[str, Any] = {
     "torch.Size": _first,
     "torch.device": _first,
     "torch.storage.UntypedStorage": _Storage(1),
-    **{f"torch.{name}Storage": _Storage(size) for name, size in _SIZES.items()},
+    **{f"torch.{name}Storage": _Storage(size) for name, size in _ELEMENT_BYTES.items()},
 }

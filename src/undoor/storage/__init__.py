@@ -1,1 +1,1 @@
-"""Files that are either whole or not there, locks, and arrays that are larger than the memory."""
+"""Files that are written whole or not at all, locks on outputs, and arrays that are larger than the memory."""

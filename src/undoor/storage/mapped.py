@@ -1,4 +1,4 @@
-"""Arrays that are larger than the memory, or become so when all of them is worked on at once."""
+"""Arrays that are larger than the memory, or that become so when all of them is processed at once."""
 
 import mmap
 import os
@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from undoor.storage.atomic import writing
+from undoor.storage.atomic import reported_write_errors
 
 AT_ONCE = 2**25
-"""Values of images that are worked on at once, at most. Of so many a layer of ResNet-20 makes 2 GiB."""
+"""Most values of images that are processed at once. A layer of ResNet-20 makes 2 GiB of this many."""
 
 
 def at_once(shape: tuple[int, ...], most: int) -> int:
-    """Return how many images of an array of this ``shape`` are worked on at once: ``most``, or fewer large ones."""
+    """Return how many images of an array of this ``shape`` to process at once: ``most``, or fewer if they are large."""
     return min(most, max(1, AT_ONCE // int(np.prod(shape[1:]))))
 
 
 def mapped(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None) -> NDArray[Any]:
-    """Return an array in a memory-mapped file without a name, in ``folder`` or where temporary files are.
+    """Return an array in a memory-mapped file without a name, in ``folder`` or among the temporary files.
 
-    Its room is reserved at once: a disk that is full is told here and not by a crash when a page is written.
+    The space is reserved at once, so that a full disk is an ``UndoorError`` and not a crash when a page is written.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    with writing(folder or Path(tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
+    with reported_write_errors(folder or Path(tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
@@ -35,6 +35,6 @@ def mapped(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None)
 
 
 def release(array: NDArray[Any]) -> None:
-    """Let go of the memory that a memory-mapped array takes up; what it holds stays in its file."""
+    """Release the memory that a memory-mapped array occupies; its values stay in its file."""
     if isinstance(array, np.memmap) and array.mode != "c" and isinstance(array.base, mmap.mmap):
         array.base.madvise(mmap.MADV_DONTNEED)

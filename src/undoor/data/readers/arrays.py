@@ -1,4 +1,4 @@
-"""Images that are arrays already."""
+"""Image sets whose images are arrays already."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,42 +17,47 @@ from undoor.safe.limits import CLASSES, require_names
 def dataset_from_arrays(
     images: NDArray[Any],
     labels: NDArray[Any],
-    where: str,
+    source: str,
     options: ReadOptions,
     class_names: Sequence[str] | None = None,
     ids: NDArray[np.str_] | None = None,
 ) -> Dataset:
-    """Bring (N, H, W), (N, H, W, C) or (N, C, H, W) uint8 images and (N,) integer labels into a data set."""
+    """Return the data set of (N, H, W), (N, H, W, C) or (N, C, H, W) uint8 images and (N,) integer labels.
+
+    Raises:
+        UndoorError: if shapes, types, sizes, labels, names or ids are invalid; the message names the ``source``.
+
+    """
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise UndoorError(f"{where}: images are {images.dtype} of shape {images.shape}; give uint8, (N, H, W, C)")
+        raise UndoorError(f"{source}: images are {images.dtype} of shape {images.shape}; give uint8, (N, H, W, C)")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UndoorError(f"{where}: labels are {labels.dtype} of shape {labels.shape}; give integers, (N,)")
+        raise UndoorError(f"{source}: labels are {labels.dtype} of shape {labels.shape}; give integers, (N,)")
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    require_size(images.shape[2], images.shape[3], where)
+    require_size(images.shape[2], images.shape[3], source)
     if options.image_size is not None:
         images = _resize(images, options.image_size)
     if ids is not None and len(np.unique(ids)) < len(ids):
-        raise UndoorError(f"{where}: some ids stand more than once; give every image an id of its own")
-    names = class_names or numbered_classes(labels, where)
+        raise UndoorError(f"{source}: some ids occur more than once; give every image an id of its own")
+    names = class_names or numbered_classes(labels, source)
     require_names(names, "class name", most=CLASSES)
     require_names(() if ids is None else ids.tolist(), "id")
     labels = labels.astype(np.int64)
     return Dataset(np.ascontiguousarray(images), labels, tuple(names), row_ids(len(labels)) if ids is None else ids)
 
 
-def numbered_classes(labels: NDArray[Any], where: str) -> list[str]:
-    """Return the names "0" … "K − 1" of classes that have no others, K − 1 being the largest of the (N,) labels."""
+def numbered_classes(labels: NDArray[Any], source: str) -> list[str]:
+    """Return the names "0" … "K − 1" for classes without names, where K − 1 is the largest of the (N,) labels."""
     largest = int(labels.max(initial=0))
     if largest >= CLASSES:
-        raise UndoorError(f"{where}: the largest label is {largest}; give labels from 0 to at most {CLASSES - 1}")
+        raise UndoorError(f"{source}: the largest label is {largest}; give labels from 0 to at most {CLASSES - 1}")
     return [str(k) for k in range(largest + 1)]
 
 
 def _resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    def one(channel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def resize(channel: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.asarray(Image.fromarray(channel).resize((size, size), Image.Resampling.BILINEAR))
 
-    return np.stack([np.stack([one(channel) for channel in image]) for image in images])
+    return np.stack([np.stack([resize(channel) for channel in image]) for image in images])

@@ -1,4 +1,8 @@
-"""A folder with a sub-folder per class."""
+"""A folder with a sub-folder for each class.
+
+A set that somebody else has made must not bring other files of this machine into the data set, or keep the reader
+busy for ever. So links to folders and links that lead out of the set are refused, and so are deeply nested folders.
+"""
 
 import os
 import stat
@@ -16,71 +20,65 @@ from undoor.safe.limits import read_bytes, require_names
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
 DEPTH = 16
-"""Folders within one another, below a class."""
+"""Most folders within one another below the folder of a class."""
 
 
 def accepts(path: Path) -> bool:
-    """Whether ``path`` is a folder."""
+    """Return whether ``path`` is a folder."""
     return path.is_dir()
 
 
 def read(path: Path, options: ReadOptions) -> Dataset:
     """Read every image below each sub-folder; the sub-folders are the classes, in alphabetical order."""
-    classes, files = listed(path)
-    if not any(files):
+    classes, files_of_class = listed(path)
+    if not any(files_of_class):
         raise UndoorError(f"{path} holds no sub-folder with images; give a folder with a sub-folder per class")
-    if {name.lower() for name in classes} <= SPLITS and not any(
-        file.parent == path / name for name, found in zip(classes, files, strict=True) for file in found
-    ):
+    files = [file for members in files_of_class for file in members]
+    if {name.lower() for name in classes} <= SPLITS and not any(file.parent.parent == path for file in files):
         raise UndoorError(f"{path} holds splits, not classes; give one of them, such as {path / classes[0]}")
-    paths = [file for found in files for file in found]
-    labels = [label for label, found in enumerate(files) for _ in found]
-    ids = [file.relative_to(path).as_posix() for file in paths]
+    labels = [label for label, members in enumerate(files_of_class) for _ in members]
+    ids = [file.relative_to(path).as_posix() for file in files]
     require_names(ids, "file name")
     root = path.resolve()
-    return decode_dataset(lambda row: load(paths[row], root), labels, classes, ids, options)
+
+    def load(row: int) -> bytes:
+        require_own(files[row], root)
+        return read_bytes(files[row], IMAGE_BYTES)
+
+    return decode_dataset(load, labels, classes, ids, options)
 
 
 def listed(path: Path) -> tuple[list[str], list[list[Path]]]:
-    """Return the names of the classes and the paths of the images of each, in alphabetical order.
+    """Return the names of the classes, and for each class the paths of its images, in alphabetical order.
 
-    What is called like an image is listed even if it is none, so that somebody is told of it.
+    Every file with the extension of an image is listed, even if it is broken, so that the user learns of it.
     """
-    classes = sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir())
-    return [folder.name for folder in classes], [_below(folder) for folder in classes]
-
-
-def load(file: Path, root: Path) -> bytes:
-    """Return the content of an image of the set in ``root``; raises as ``require_own`` and ``read_bytes`` do."""
-    require_own(file, root)
-    return read_bytes(file, IMAGE_BYTES)
+    folders = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    return [folder.name for folder in folders], [_images_below(folder) for folder in folders]
 
 
 def require_own(file: Path, root: Path) -> None:
-    """Raise ``ValueError`` if a file is a link that leads out of ``root``, a folder without links on the way to it.
-
-    A set that comes from elsewhere must not take in what else lies on this machine.
-    """
+    """Raise ``ValueError`` if a file is a link that leads out of ``root``, an absolute path without links."""
     if stat.S_ISLNK(file.lstat().st_mode) and not file.resolve().is_relative_to(root):
         raise ValueError("a link that leads out of the folder")
 
 
-def _below(folder: Path) -> list[Path]:
+def _images_below(folder: Path) -> list[Path]:
     extensions = set(Image.registered_extensions())
-    found, waiting = [], [(folder, 0)]
+    images, waiting = [], [(folder, 0)]
     while waiting:
-        place, depth = waiting.pop()
-        if place.is_symlink():
-            raise UndoorError(f"{place} is a link to a folder; put the folder itself there")
+        parent, depth = waiting.pop()
+        if parent.is_symlink():
+            raise UndoorError(f"{parent} is a link to a folder; put the folder itself there")
         if depth > DEPTH:
             raise UndoorError(f"{folder} holds folders more than {DEPTH} deep within one another; flatten them")
-        with os.scandir(place) as entries:
+        with os.scandir(parent) as entries:
             for entry in entries:
                 if _is_folder(entry):
-                    waiting.append((place / entry.name, depth + 1))
+                    waiting.append((parent / entry.name, depth + 1))
                 elif Path(entry.name).suffix.lower() in extensions:
-                    found.append(place / entry.name)
-    return sorted(found)
+                    images.append(parent / entry.name)
+    return sorted(images)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, by name."""
+"""Data sets of the Hugging Face hub."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from undoor.errors import UndoorError, first_line
 
 
 def read_hub(name: str, options: ReadOptions) -> Dataset:
-    """Read a split of ``owner/name`` (or ``owner/name:configuration``, or a local copy of its folder).
+    """Read a split of ``owner/name``, of ``owner/name:configuration``, or of a local copy of such a folder.
 
-    Only data files are read: a data set that needs a script of its own is refused by ``datasets``.
+    Only data files are read: ``datasets`` refuses a data set that needs a script of its own.
     """
     import datasets
 
-    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4 it asks, and may be told to run the script
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4, it asks whether to run the script
     repository, _, configuration = name.partition(":")
     try:
         loaded = datasets.load_dataset(repository, configuration or None, split=options.split)
@@ -29,11 +29,11 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
 
 
 def encoded_table(loaded: Any) -> pa.Table:
-    """Return the rows of a ``datasets.Dataset`` with its images as they are encoded."""
+    """Return the rows of a ``datasets.Dataset``, with encoded images: undoor decodes them itself, within limits."""
     import datasets
 
     for column, feature in loaded.features.items():
-        if isinstance(feature, datasets.Image):  # encoded bytes: undoor decodes, once and with its own checks
+        if isinstance(feature, datasets.Image):
             loaded = loaded.cast_column(column, datasets.Image(decode=False))
     table: pa.Table = loaded.with_format("arrow")[:]
     return table

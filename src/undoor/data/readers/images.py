@@ -1,4 +1,7 @@
-"""Decoding: encoded images to one array, each image decoded once."""
+"""Decoding of a set of images, on all cores, into one array of images with the same size and channels.
+
+``undoor.safe.images`` opens each single image.
+"""
 
 import os
 import warnings
@@ -17,19 +20,17 @@ from PIL import Image
 from undoor.data.dataset import Dataset, Truth, allocate_images
 from undoor.data.readers.options import ReadOptions
 from undoor.errors import UndoorError, UndoorNotice, first_line
-from undoor.safe.images import IMAGE_BYTES, open_image, pixels_of
+from undoor.safe.images import IMAGE_BYTES, open_image
 from undoor.safe.limits import CLASSES, read_bytes, require_names
 
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "F"}
 
 LARGE_PIXELS = 2**22
-"""Images with more are decoded one at a time."""
-
+"""Images with more pixels are decoded one at a time, to bound the memory."""
 DECODED_PIXELS = 2**20
-"""Of the images of a data set, 1024 × 1024: what a network can be shown. Larger ones have to be made smaller first."""
-
+"""Most pixels of an image of a data set (1024 × 1024). Networks cannot process larger ones: they must be resized."""
 BLOCK = 32
-"""Images a thread decodes at a stretch: handing over a small image alone costs as much as decoding it."""
+"""Images that are handed to a thread together: handing over a single small image costs as much as decoding it."""
 
 _Shape = tuple[int, int, int]
 """(C, H, W)."""
@@ -43,35 +44,31 @@ def decode_dataset(
     options: ReadOptions,
     truth: Truth | None = None,
 ) -> Dataset:
-    """Decode images on all cores into a data set.
+    """Decode the images that ``load`` returns for each row (as PNG, JPEG, …) into a data set with these attributes.
 
-    Args:
-        load: returns the encoded image (PNG, JPEG, …) of a row.
-        labels: one a row.
-        class_names: K names.
-        ids: one a row.
-        options: ``image_size``, ``skip_broken`` and ``on_image`` are obeyed.
-        truth: of the rows.
-
+    Of the options, ``image_size``, ``skip_broken`` and ``on_image`` apply. Raises ``UndoorError`` if there is no image,
+    or if images are too large, or cannot be decoded and may not be skipped.
     """
     require_names(class_names, "class name", most=CLASSES)
     ids = np.asarray(ids, dtype=np.str_)
-    if not len(ids):
-        raise UndoorError("the data set holds no image; give a set with images")
     n = len(ids)
+    if n == 0:
+        raise UndoorError("the data set holds no image; give a set with images")
     if options.image_size is not None:
         require_size(options.image_size, options.image_size, "--image-size")
+    # Most sets consist of images of one shape. So the shape of the first image is tried, and images that have it are
+    # decoded at once; if it is not the common shape, all are decoded again.
     first = _first_shape(load, n, options)
-    asked: list[_Shape | None] = [None] * n
+    shapes: list[_Shape | None] = [None] * n
     images = allocate_images((n, *first))
 
-    def look(row: int, image: Image.Image) -> None:
-        asked[row] = _shape(image, options)
-        if asked[row] == first:  # most often all are alike, and each is opened only once
+    def decode_if_first_shape(row: int, image: Image.Image) -> None:
+        shapes[row] = _shape(image, options)
+        if shapes[row] == first:
             images[row] = _pixels(image, first)
 
-    broken = _for_each(load, range(n), look, options.on_image)
-    shape = _common_shape([one for one in asked if one is not None])
+    broken = _for_each(load, range(n), decode_if_first_shape, options.on_image)
+    shape = _common_shape([shape for shape in shapes if shape is not None])
     require_size(shape[1], shape[2], "the images")
     if shape != first:
         images = allocate_images((n, *shape))
@@ -79,20 +76,19 @@ def decode_dataset(
     def decode(row: int, image: Image.Image) -> None:
         images[row] = _pixels(image, shape)
 
-    left = [row for row in range(n) if row not in broken and not asked[row] == shape == first]
-    broken |= _for_each(load, left, decode, options.on_image)
-
+    remaining = [row for row in range(n) if row not in broken and not shapes[row] == shape == first]
+    broken |= _for_each(load, remaining, decode, options.on_image)
     dataset = Dataset(images, np.asarray(labels, dtype=np.int64), tuple(class_names), ids, truth)
-    return dataset.take(_whole(broken, ids, options.skip_broken)) if broken else dataset
+    return dataset.take(_whole_rows(broken, ids, options.skip_broken)) if broken else dataset
 
 
 def decode_files(
     paths: Sequence[Path], shape: _Shape, *, skip_broken: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
-    """Decode image files on all cores, each brought to ``shape``, (C, H, W).
+    """Decode image files, each brought to ``shape``, (C, H, W).
 
     Returns:
-        (N, C, H, W) images and their (N,) paths; without those that cannot be decoded where ``skip_broken``.
+        (N, C, H, W) images and their (N,) paths; without the images that cannot be decoded if ``skip_broken``.
 
     """
     ids = np.asarray([str(path) for path in paths], dtype=np.str_)
@@ -102,21 +98,21 @@ def decode_files(
         images[row] = _pixels(image, shape)
 
     broken = _for_each(lambda row: read_bytes(paths[row], IMAGE_BYTES), range(len(ids)), decode)
-    whole = _whole(broken, ids, skip_broken)
-    return (images[whole], ids[whole]) if broken else (images, ids)
+    rows = _whole_rows(broken, ids, skip_broken)
+    return (images[rows], ids[rows]) if broken else (images, ids)
 
 
-def _whole(broken: Mapping[int, str], ids: NDArray[np.str_], skip_broken: bool) -> NDArray[np.int64]:
-    """Return the rows that are not broken, after a notice; raise if none may be broken, or none is left."""
+def _whole_rows(broken: Mapping[int, str], ids: NDArray[np.str_], skip_broken: bool) -> NDArray[np.int64]:
+    """Return the rows that are not broken, with a notice; raise if images may not be skipped or none remains."""
     n = len(ids)
     if broken:
-        listed = ", ".join(f"{ids[row]} ({why})" for row, why in islice(sorted(broken.items()), 5))
-        told = f"{len(broken)} of {n} images cannot be decoded: {listed}{', …' if len(broken) > 5 else ''}"
+        reasons = ", ".join(f"{ids[row]} ({reason})" for row, reason in islice(sorted(broken.items()), 5))
+        message = f"{len(broken)} of {n} images cannot be decoded: {reasons}{', …' if len(broken) > 5 else ''}"
         if not skip_broken:
-            raise UndoorError(f"{told}; mend them or add --skip-broken")
+            raise UndoorError(f"{message}; mend them or add --skip-broken")
         if len(broken) == n:
-            raise UndoorError(f"{told}; no image is left")
-        warnings.warn(f"skipped: {told}", UndoorNotice, stacklevel=3)
+            raise UndoorError(f"{message}; no image is left")
+        warnings.warn(f"skipped: {message}", UndoorNotice, stacklevel=3)
     return np.setdiff1d(np.arange(n), list(broken))
 
 
@@ -126,42 +122,44 @@ def _for_each(
     use: Callable[[int, Image.Image], None],
     on_image: Callable[[int, int], None] | None = None,
 ) -> dict[int, str]:
-    """Open the images at ``rows`` and use each, on all cores; return why some are broken, by row."""
+    """Open the images at ``rows`` and use each, on all cores; return, by row, why images are broken."""
 
-    def block(some: Sequence[int]) -> dict[int, str]:
+    def use_block(block: Sequence[int]) -> dict[int, str]:
         broken = {}
-        for row in some:
+        for row in block:
             try:
-                with open_image(load(row)) as image, _alone if pixels_of(image) > LARGE_PIXELS else nullcontext():
-                    use(row, image)
-            except Exception as error:  # there is nothing that a decoder of broken files has not raised
+                with open_image(load(row)) as image:
+                    is_large = image.width * image.height > LARGE_PIXELS
+                    with _one_large_image if is_large else nullcontext():
+                        use(row, image)
+            except Exception as error:  # decoders raise errors of every kind on broken files
                 broken[row] = first_line(error)
         return broken
 
-    with _quietly(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        blocks = pool.map(block, (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)))
+    with _without_pillow_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
         broken: dict[int, str] = {}
-        for number, found in enumerate(blocks, start=1):
-            broken |= found
+        for number, broken_in_block in enumerate(pool.map(use_block, blocks), start=1):
+            broken |= broken_in_block
             if on_image is not None:
                 on_image(min(number * BLOCK, len(rows)), len(rows))
         return broken
 
 
-_alone = Lock()
+_one_large_image = Lock()
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    # Entered once for all threads: the filters of warnings belong to the process.
+def _without_pillow_warnings() -> Iterator[None]:
+    """Ignore what Pillow says of broken files, which undoor lists itself; filters apply to all threads of a process."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what it thinks of broken files is listed by undoor
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def require_size(height: int, width: int, what: str) -> None:
-    """Raise unless images of this size can be shown to a network."""
+    """Raise ``UndoorError`` unless a network can process images of this size; the message says ``what`` has it."""
     if not 0 < height * width <= DECODED_PIXELS:
         raise UndoorError(
             f"{what}: {height}×{width} pixels, not 1 to {DECODED_PIXELS:,}; add an --image-size such as 32"
@@ -175,7 +173,7 @@ def _shape(image: Image.Image, options: ReadOptions) -> _Shape:
 
 def _first_shape(load: Callable[[int], bytes], n: int, options: ReadOptions) -> _Shape:
     """Return the shape of the first image that can be opened and is not too large."""
-    with _quietly():
+    with _without_pillow_warnings():
         for row in range(n):
             with suppress(Exception), open_image(load(row)) as image:
                 shape = _shape(image, options)
@@ -185,7 +183,7 @@ def _first_shape(load: Callable[[int], bytes], n: int, options: ReadOptions) -> 
 
 
 def _common_shape(shapes: Sequence[_Shape]) -> _Shape:
-    """Return the most frequent height and width, and three channels where any image has colour."""
+    """Return the most frequent height and width, and three channels if any image has colour."""
     channels = max((channels for channels, _, _ in shapes), default=1)
     sizes = Counter((height, width) for _, height, width in shapes)
     if not sizes:
@@ -202,11 +200,12 @@ def _common_shape(shapes: Sequence[_Shape]) -> _Shape:
 
 
 def _pixels(image: Image.Image, shape: _Shape) -> NDArray[np.uint8]:
+    """Decode an image and bring it to ``shape``."""
     channels, height, width = shape
-    if image.mode.startswith("I"):  # 16 bits a pixel: keep the upper eight
-        sixteen = np.empty((image.height, image.width), np.uint16)
-        np.clip(np.asarray(image), 0, 65535, out=sixteen, casting="unsafe")
-        image = Image.fromarray((sixteen >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits per pixel, of which the upper eight are kept
+        values = np.empty((image.height, image.width), np.uint16)
+        np.clip(np.asarray(image), 0, 65535, out=values, casting="unsafe")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     mode = "RGB" if channels == 3 else "L"
     if image.mode != mode:
         image = image.convert(mode)

@@ -1,4 +1,4 @@
-"""What a user may ask of every reader."""
+"""The options of all readers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The options of ``undoor.data.readers.read``, where they are explained."""
+    """The options that ``undoor.data.readers.read`` describes."""
 
     split: str = "train"
     image_column: str | None = None

@@ -1,4 +1,4 @@
-"""Write the part of an image set that is kept, in the form it came in."""
+"""Writing of the samples of an image set that are kept, in the format of the set."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,57 +23,57 @@ def write_subset(
 ) -> None:
     """Write the samples ``kept`` of ``source`` into the new folder ``out``; the source stays as it is.
 
-    A folder becomes a folder with copies of its files, Parquet becomes ``out/SPLIT.parquet`` with the same
-    columns and bytes, and everything else becomes such Parquet with lossless PNG.
+    A folder becomes a folder with copies of its files. Parquet becomes ``out/SPLIT.parquet`` with the same columns and
+    bytes. All other sets become such a file too, with images in PNG, without loss.
 
     Args:
         source: what was scanned, as ``undoor.data.readers.read`` takes it.
-        ids: all that were scanned.
-        kept: those to keep, in the order of the source.
-        out: must not exist.
-        split: of the source that was scanned.
-        on_image: told how many of how many images are written.
+        ids: the ids of all samples that were scanned; ``UndoorError`` is raised if the source lacks one.
+        kept: the ids of the samples to write, in the order of the source.
+        out: a folder that does not exist yet.
+        split: the split of the source that was scanned.
+        on_image: is called with the number of images that have been written and the number of all images.
 
     """
     path = Path(source)
     reader = None if source == "digits" or source.startswith("hub:") else reader_of(path)
     if reader is folder:
-        # Only what the reader lists: a list that came from elsewhere could name any file, and any place for its copy.
+        # Only files that the reader lists are copied: ids from elsewhere could name any file of this machine.
         present = {file.relative_to(path).as_posix() for files in folder.listed(path)[1] for file in files}
-        _require(ids, present, source)
+        _require_present(ids, present, source)
         root = path.resolve()
         with atomic_folder(out) as temporary:
             for done, name in enumerate(kept, start=1):
-                _require_inside(path / name, root)
+                _require_own(path / name, root)
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path / name, temporary / name)
                 if on_image is not None:
                     on_image(done, len(kept))
     elif reader is parquet:
         table = parquet.read_table(path, split)
-        _require(ids, {str(row) for row in range(table.num_rows)}, source)
+        _require_present(ids, {str(row) for row in range(table.num_rows)}, source)
         rows = pa.array([int(name) for name in kept], pa.int64())
         with atomic_folder(out) as temporary:
             pq.write_table(table.take(rows), temporary / f"{split}.parquet", row_group_size=1000)
     else:
         dataset = read(source, split=split)
-        _require(ids, set(dataset.ids.tolist()), source)
+        _require_present(ids, set(dataset.ids.tolist()), source)
         with atomic_folder(out) as temporary:
-            left = dataset.take(np.isin(dataset.ids, list(kept)))
-            parquet.write_parquet(left, temporary / f"{split}.parquet", on_image)
+            subset = dataset.take(np.isin(dataset.ids, list(kept)))
+            parquet.write_parquet(subset, temporary / f"{split}.parquet", on_image)
 
 
-def _require_inside(file: Path, root: Path) -> None:
-    try:
-        folder.require_own(file, root)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UndoorError(f"{file} is not copied: {first_line(error)}; scan again with --skip-broken") from error
-
-
-def _require(ids: Sequence[str], present: set[str], source: str) -> None:
+def _require_present(ids: Sequence[str], present: set[str], source: str) -> None:
     missing = [name for name in ids if name not in present]
     if missing:
         raise UndoorError(
             f"{len(missing)} scanned samples are not in {source}, the first is {missing[0]}; "
             "give the data that was scanned"
         )
+
+
+def _require_own(file: Path, root: Path) -> None:
+    try:
+        folder.require_own(file, root)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UndoorError(f"{file} is not copied: {first_line(error)}; scan again with --skip-broken") from error
