@@ -8,7 +8,7 @@ from torch import nn
 import undoor
 from conftest import Linear, make_dataset
 from undoor.errors import UndoorError, UndoorNotice
-from undoor.networks.layers import kept_for_gradients
+from undoor.networks.hooks import bytes_kept_for_gradients
 from undoor.networks.recipes import PRESETS, long_enough, recipe
 from undoor.networks.training import train
 from undoor.networks.victims import fit_victim
@@ -141,7 +141,7 @@ def test_what_a_step_keeps_in_memory():
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
     images = torch.zeros(5, 1, 12, 12)
     # What goes into the first layer, and what comes out of the ReLU, which goes into the last; the weights are there.
-    assert kept_for_gradients(model, images) == 4 * 5 * (144 + 8)
+    assert bytes_kept_for_gradients(model, images) == 4 * 5 * (144 + 8)
     assert not any(parameter.grad is not None for parameter in model.parameters())
 
 

@@ -20,7 +20,7 @@ from undoor.errors import UndoorError, first_line
 from undoor.networks.architectures import Normalise, build_network, default_network
 from undoor.networks.checkpoint import Checkpoint
 from undoor.networks.classifier import default_device
-from undoor.networks.layers import kept_for_gradients
+from undoor.networks.hooks import bytes_kept_for_gradients
 from undoor.networks.recipes import PRESETS, Recipe
 from undoor.networks.steps import Training
 from undoor.networks.turns import take_turns
@@ -360,7 +360,7 @@ def _require_memory(model: nn.Module, dataset: Dataset, recipe: Recipe, bf16: bo
         return
     model.eval()  # in which an image leaves no trace
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        needed = batch * kept_for_gradients(model, torch.zeros(1, *shape))
+        needed = batch * bytes_kept_for_gradients(model, torch.zeros(1, *shape))
     if needed > room:
         raise UndoorError(
             f"a step on {batch} images of {shape[1]} × {shape[2]} pixels takes {needed / 2**30:.1f} GiB, more than "
