@@ -14,9 +14,9 @@ from undoor.experiments.contenders import Contender
 from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
 from undoor.experiments.suites import CI, Suite
-from undoor.networks import training
+from undoor.networks.jobs import Job, initial_network, new_training
 from undoor.networks.recipes import PRESETS
-from undoor.networks.training import Job, train, train_many
+from undoor.networks.training import train, train_many
 
 pytestmark = pytest.mark.gpu
 
@@ -34,7 +34,7 @@ def learned(model):
 
 
 def initial(job):
-    return learned(training._prepared(job.dataset, job.recipe, job.network, job.dataset.images))
+    return learned(initial_network(job, job.dataset.images))
 
 
 def way_apart(first, second, job):
@@ -46,7 +46,7 @@ def run(job, *, captured, steps, on_host=False):
     """Return a network after some steps, the sum of its losses, and how far each step moved the parameters."""
     with torch.cuda.stream(torch.cuda.Stream()):
         images = job.dataset.images if on_host else torch.tensor(job.dataset.images, device="cuda")
-        started = training._training(job, images, torch.device("cuda"))
+        started = new_training(job, images, torch.device("cuda"))
         if captured:
             started.capture()
         losses, moved, epoch = 0.0, [], 0
@@ -76,9 +76,9 @@ def test_captured_steps_are_eager_steps(recipe, on_host):
 def test_resnet_compiled_and_captured_is_resnet_eager(preset, monkeypatch):
     recipe = replace(PRESETS[preset], batch_size=32, learning_rate=min(PRESETS[preset].learning_rate, 0.05), epochs=20)
     job = Job(make_dataset(n_per_class=160, classes=10, size=32, channels=3), recipe, "resnet20")
-    monkeypatch.setattr(training, "COMPILE_PIXELS", np.inf)
+    monkeypatch.setattr("undoor.networks.jobs.COMPILE_PIXELS", np.inf)
     eager, expected, _ = run(job, captured=False, steps=200)
-    monkeypatch.setattr(training, "COMPILE_PIXELS", 0)
+    monkeypatch.setattr("undoor.networks.jobs.COMPILE_PIXELS", 0)
     captured, losses, _ = run(job, captured=True, steps=200)
     # Over 200 steps the rounding of other kernels adds up: the ways are compared loosely, the losses closely.
     assert way_apart(captured, eager, job) < 0.7

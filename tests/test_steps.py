@@ -11,11 +11,11 @@ from torch import nn
 from conftest import Linear, make_dataset
 from undoor.errors import UndoorError
 from undoor.networks import steps as steps_module
-from undoor.networks import training
 from undoor.networks.checkpoint import Checkpoint
+from undoor.networks.jobs import Job, initial_network, new_training
 from undoor.networks.recipes import PRESETS
 from undoor.networks.steps import augment, draw_epoch, loss_and_tally
-from undoor.networks.training import DivergedError, Job, train, train_many
+from undoor.networks.training import DivergedError, train, train_many
 
 FAST = replace(PRESETS["fast"], epochs=3, batch_size=16, learning_rate=0.05)
 PAPER = replace(PRESETS["paper"], epochs=3, batch_size=16)
@@ -58,7 +58,7 @@ def plain_loop(data, recipe, model):
 
 def start(recipe, device="cpu", data=None):
     data = make_dataset() if data is None else data
-    return training._training(Job(data, recipe), data.images, torch.device(device))
+    return new_training(Job(data, recipe), data.images, torch.device(device))
 
 
 def advance(started, epochs, first=0):
@@ -81,7 +81,7 @@ def way_apart(first, second, job):
 @pytest.mark.parametrize("recipe", [FAST, replace(PAPER, augment=False)], ids=["sgd", "adam"])
 def test_training_is_the_plain_loop_to_the_last_bit(recipe):
     recipe, data = replace(recipe, precision="float32"), make_dataset(channels=3)
-    model = training._prepared(data, recipe, None, data.images)
+    model = initial_network(Job(data, recipe), data.images)
     assert torch.equal(weights(train(data, recipe, device="cpu")), weights(plain_loop(data, recipe, model)))
 
 
@@ -283,7 +283,7 @@ def test_networks_of_one_structure_share_what_is_compiled(monkeypatch, held):
 
     def run(recipe, data):
         images = torch.tensor(data.images) if held else data.images
-        advance(training._training(Job(data, recipe), images, torch.device("cpu")), 1)
+        advance(new_training(Job(data, recipe), images, torch.device("cpu")), 1)
 
     def shapes(graph):
         inputs = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
@@ -292,7 +292,7 @@ def test_networks_of_one_structure_share_what_is_compiled(monkeypatch, held):
     torch._dynamo.reset()
     compiled = torch.compile(loss_and_tally, dynamic=False, backend=count)
     monkeypatch.setattr(steps_module, "compiled_loss_and_tally", lambda: compiled)
-    monkeypatch.setattr(training, "COMPILE_PIXELS", 0)
+    monkeypatch.setattr("undoor.networks.jobs.COMPILE_PIXELS", 0)
     for seed in range(10):  # sets of several sizes, as they are without what a defence flagged
         run(replace(PAPER, epochs=1, seed=seed), make_dataset(n_per_class=20 + seed))
     assert len(graphs) == 1

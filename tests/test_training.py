@@ -94,7 +94,7 @@ def test_schedules():
         [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-6, 5e-7, 5e-7]
     )
     assert recipe("paper", epochs=3, seed=7) == replace(paper, epochs=3, seed=7)
-    with pytest.raises(UndoorError, match="choose paper or large-batch or fast"):
+    with pytest.raises(UndoorError, match="choose paper or paper-bf16 or .* or fast"):
         recipe("slow")
     with pytest.raises(UndoorError, match="1 or more"):
         recipe(epochs=0)
@@ -153,13 +153,13 @@ def test_a_step_that_takes_more_than_the_memory_is_refused(monkeypatch):
 
     passes: list[tuple[int, bool]] = []
     data, once = make_dataset(), replace(QUICK, epochs=1, precision="float32")
-    monkeypatch.setattr("undoor.networks.training.memory", lambda: 4 * 16 * 144)
+    monkeypatch.setattr("undoor.networks.jobs.memory", lambda: 4 * 16 * 144)
     with pytest.raises(UndoorError, match=r"a step on 16 images of 12 × 12 pixels takes 0.0 GiB, .* --image-size"):
         train(data, once, Counted())
     assert passes == [(1, False)]
-    monkeypatch.setattr("undoor.networks.training.memory", lambda: 4 * 16 * (144 + 8))  # which is what it takes
+    monkeypatch.setattr("undoor.networks.jobs.memory", lambda: 4 * 16 * (144 + 8))  # which is what it takes
     train(data, once, Counted())
-    monkeypatch.setattr("undoor.networks.training.memory", lambda: 4 * 16 * 144 * 1000 + 1)
+    monkeypatch.setattr("undoor.networks.jobs.memory", lambda: 4 * 16 * 144 * 1000 + 1)
     passes.clear()
     train(data, once, Counted())  # so far from it that it is not found out
     assert passes == [(16, True)] * 3

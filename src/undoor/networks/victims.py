@@ -10,8 +10,9 @@ from torch import nn
 from undoor.data.dataset import Dataset
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.networks.architectures import NETWORKS, default_network
+from undoor.networks.jobs import Job
 from undoor.networks.recipes import Recipe
-from undoor.networks.training import Job, Step, Trained, succeeded, train_many
+from undoor.networks.training import Step, Trained, succeeded, train_many
 from undoor.networks.weights import Architecture, call_factory, load_model, read_architecture, save_model
 
 LARGE = 64
