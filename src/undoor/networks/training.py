@@ -95,10 +95,10 @@ def train(
 
     Example:
         >>> import undoor
-        >>> digits = undoor.read("digits").take(range(256))
+        >>> digits = undoor.read("digits").take(range(128))
         >>> network = undoor.train(digits, undoor.recipe("fast", epochs=1))
         >>> undoor.Classifier(network).decide(digits.images).shape
-        (256,)
+        (128,)
 
     """
     report = None if on_step is None else lambda _, step: on_step(step)
