@@ -16,7 +16,7 @@ from undoor.evidence.collect import collect
 from undoor.filters import Average
 from undoor.networks.architectures import build_network
 from undoor.networks.classifier import BATCH_SIZE, Classifier
-from undoor.networks.hooks import hooked, observed
+from undoor.networks.hooks import hooked
 from undoor.networks.layers import deep_layers, layer_outputs, watched_inputs
 
 LAYERS = ("1.stages.4", "1.stages.8", "1.classify")
@@ -152,7 +152,7 @@ class Passed(nn.Module):
         return self.second(input=self.first(x.flatten(1)))
 
 
-def test_observers_see_the_given_rows_and_hooks_all_rows():
+def test_hooks_see_the_given_rows_or_every_row():
     classifier = Classifier(Passed(), device="cpu")
     seen = {}
 
@@ -163,11 +163,12 @@ def test_observers_see_the_given_rows_and_hooks_all_rows():
         seen[name] = [*seen[name], tuple(output.shape)]
 
     x = torch.rand(1, 1, 12, 12)
-    for context, rows in ((observed, 1), (hooked, 2)):
-        with classifier.watched() as forward, context(classifier.model, ["second"], before=before, after=after):
+    for every_row, rows in ((False, 1), (True, 2)):
+        hooks = hooked(classifier.model, ["second"], before=before, after=after, every_row=every_row)
+        with classifier.watched() as forward, hooks:
             forward(x)
         assert seen == {"second": [(rows, 8), (rows, 3)]}
-    with observed(classifier.model, ["second"], before=before, after=after):
+    with hooked(classifier.model, ["second"], before=before, after=after):
         classifier.model(torch.rand(6, 1, 12, 12))
     assert seen == {"second": [(6, 8), (6, 3)]}
 
@@ -177,7 +178,7 @@ def test_an_output_is_replaced_until_the_context_ends():
     before = model(x)
 
     def fail_after_a_pass():
-        with hooked(model, ["second"], after=lambda _, __, output: 2 * output):
+        with hooked(model, ["second"], after=lambda _, __, output: 2 * output, every_row=True):
             assert torch.equal(model(x), 2 * before)
             raise ZeroDivisionError
 

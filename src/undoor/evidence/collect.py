@@ -1,6 +1,7 @@
 """The pass over the images that collects the evidence, shard by shard."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -68,12 +69,12 @@ def collect(
     n, classes = len(dataset), len(dataset.class_names)
     names = [str(image_filter) for image_filter in filters]
     origin = "" if folder is None else f"{__version__} {classifier.fingerprint()} {batch_size} {names}"
-    cache = ShardCache(folder, dataset.images, origin=origin, variants=1 + len(filters), classes=classes)
+    cache = ShardCache(folder, dataset.images, origin, variants=1 + len(filters), classes=classes)
     # A shard consists of whole batches, because the size of a batch can change the last bits of the outputs.
     size = max(SHARD // batch_size, 1) * batch_size
     shards = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    room = _Room(n, folder)
     progress = _Progress(n, on_batch)
+    whole: list[Outputs] = []
 
     missing = []
     for rows in shards:
@@ -81,7 +82,8 @@ def collect(
         if outputs is None:
             missing.append(rows)
         else:
-            room.fill(rows, outputs)
+            whole = whole or _room(outputs, n, folder)
+            _copy(outputs, whole, rows)
             release(dataset.images)
     if len(missing) < len(shards):
         progress.add(n - sum(rows.stop - rows.start for rows in missing))
@@ -90,50 +92,43 @@ def collect(
     for rows, outputs in _computed(work, dataset.images, missing, engine, progress):
         _evidence(outputs, names, dataset, rows)  # raises an error if the outputs are wrong, before they are kept
         cache.keep(rows, outputs)
-        room.fill(rows, outputs)
+        whole = whole or _room(outputs, n, folder)
+        _copy(outputs, whole, rows)
         release(dataset.images)
-    return _evidence(room.outputs, names, dataset, slice(n))
+    return _evidence(whole, names, dataset, slice(n))
 
 
+@dataclass
 class _Progress:
     """Counts the images that are done, and reports the count."""
 
-    def __init__(self, n: int, on_batch: Callable[[int, int], None] | None) -> None:
-        self._n = n
-        self._done = 0
-        self._on_batch = on_batch
+    n: int
+    on_batch: Callable[[int, int], None] | None
+    done: int = 0
 
     def add(self, images: int) -> None:
-        self._done += images
-        if self._on_batch is not None:
-            self._on_batch(self._done, self._n)
+        self.done += images
+        if self.on_batch is not None:
+            self.on_batch(self.done, self.n)
 
 
-class _Room:
-    """The outputs on n images, in memory or in memory-mapped files; allocated when the first shard comes."""
+def _room(outputs: Sequence[Outputs], n: int, folder: Path | None) -> list[Outputs]:
+    """Return arrays for the outputs on n images, in memory or in memory-mapped files."""
+    widths = [(part.features.shape[1], part.logits.shape[1]) for part in outputs]
+    large = 4 * n * int(np.sum(widths)) > MEMORY_BUDGET
 
-    def __init__(self, n: int, folder: Path | None) -> None:
-        self._n = n
-        self._folder = folder
-        self.outputs: list[Outputs] = []
+    def array(width: int) -> NDArray[np.float32]:
+        return mapped((n, width), np.float32, folder) if large else np.empty((n, width), dtype=np.float32)
 
-    def fill(self, rows: slice, outputs: Sequence[Outputs]) -> None:
-        """Copy the outputs on a shard into their rows."""
-        self.outputs = self.outputs or self._allocate(outputs)
-        for whole, part in zip(self.outputs, outputs, strict=True):
-            for target, values in ((whole.features, part.features), (whole.logits, part.logits)):
-                target[rows] = values
-                release(target)
+    return [Outputs(array(features), array(logits)) for features, logits in widths]
 
-    def _allocate(self, outputs: Sequence[Outputs]) -> list[Outputs]:
-        widths = [(part.features.shape[1], part.logits.shape[1]) for part in outputs]
-        large = 4 * self._n * int(np.sum(widths)) > MEMORY_BUDGET
 
-        def array(width: int) -> NDArray[np.float32]:
-            shape = (self._n, width)
-            return mapped(shape, np.float32, self._folder) if large else np.empty(shape, dtype=np.float32)
-
-        return [Outputs(array(features), array(logits)) for features, logits in widths]
+def _copy(outputs: Sequence[Outputs], whole: Sequence[Outputs], rows: slice) -> None:
+    """Copy the outputs on a shard to its rows of the outputs on all images."""
+    for target, part in zip(whole, outputs, strict=True):
+        target.features[rows], target.logits[rows] = part.features, part.logits
+        release(target.features)
+        release(target.logits)
 
 
 def _computed(

@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from undoor.storage.atomic import atomic
 Arrays = Sequence[NDArray[np.float32]]
 
 
+@dataclass
 class ShardCache:
     """The outputs of the finished shards of a pass, in the files of a folder.
 
@@ -34,47 +36,39 @@ class ShardCache:
 
     """
 
-    def __init__(
-        self, folder: Path | None, images: NDArray[np.uint8], *, origin: str, variants: int, classes: int
-    ) -> None:
-        self._folder = folder
-        self._images = images
-        self._origin = origin
-        self._variants = variants
-        self._classes = classes
-        self._paths: dict[int, Path] = {}
-        self._width: int | None = None
+    folder: Path | None
+    images: NDArray[np.uint8]
+    origin: str
+    variants: int
+    classes: int
+    _paths: dict[int, Path] = field(default_factory=dict, init=False)
+    _width: int | None = field(default=None, init=False)
 
     def load(self, rows: slice) -> list[Outputs] | None:
         """Return the outputs on the shard of these rows; None if they are not kept or do not fit the other shards."""
-        arrays = None if self._folder is None else kept(self._path(self._folder, rows))
-        if arrays is None or not self._fit(arrays, rows.stop - rows.start):
+        arrays = None if self.folder is None else kept(self._path(self.folder, rows))
+        if arrays is None or len(arrays) != 2 * self.variants or any(a.dtype != np.float32 for a in arrays):
             return None
-        self._width = arrays[0].shape[1]
+        n = rows.stop - rows.start
+        width = arrays[0].size // n if self._width is None else self._width
+        if [a.shape for a in arrays] != [(n, width), (n, self.classes)] * self.variants:
+            return None
+        self._width = width
         return [Outputs(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)]
 
     def keep(self, rows: slice, outputs: Sequence[Outputs]) -> None:
         """Keep the outputs on the shard of these rows."""
-        if self._folder is not None:
+        if self.folder is not None:
             arrays = [values for variant in outputs for values in (variant.features, variant.logits)]
-            keep(self._path(self._folder, rows), arrays)
+            keep(self._path(self.folder, rows), arrays)
 
     def _path(self, folder: Path, rows: slice) -> Path:
         if rows.start not in self._paths:
-            images = self._images[rows]
-            digest = hashlib.blake2b(f"{self._origin} {images.shape}".encode(), digest_size=16)
+            images = self.images[rows]
+            digest = hashlib.blake2b(f"{self.origin} {images.shape}".encode(), digest_size=16)
             digest.update(np.ascontiguousarray(images).data)
             self._paths[rows.start] = folder / f"{digest.hexdigest()}.safetensors"
         return self._paths[rows.start]
-
-    def _fit(self, arrays: Arrays, n: int) -> bool:
-        """Whether arrays from a file are features and logits of n images, with as many features as other shards."""
-        if len(arrays) != 2 * self._variants or any(
-            a.dtype != np.float32 or a.ndim != 2 or len(a) != n for a in arrays
-        ):
-            return False
-        width = arrays[0].shape[1] if self._width is None else self._width
-        return all(a.shape[1] == width for a in arrays[::2]) and all(a.shape[1] == self._classes for a in arrays[1::2])
 
 
 def keep(path: Path, arrays: Arrays) -> None:

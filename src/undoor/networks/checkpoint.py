@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from undoor.safe.torch_files import load_tensors
 from undoor.storage.atomic import atomic
 
 
+@dataclass
 class Checkpoint:
     """The state of a training after its last whole epoch, in memory and in a file, which may be older.
 
@@ -24,13 +26,14 @@ class Checkpoint:
 
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False, pause: float = 0.0) -> None:
-        self._path = path
-        self._overwrite = overwrite
-        self._pause = pause
+    path: Path
+    overwrite: bool = False
+    pause: float = 0.0
+    _identity: dict[str, Any] = field(default_factory=dict, init=False)
+    _unwritten: dict[str, Any] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._written = time.monotonic()
-        self._identity: dict[str, Any] = {}
-        self._unwritten: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -47,25 +50,25 @@ class Checkpoint:
 
         """
         self._identity = identity
-        if not self._path.exists():
+        if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = load_tensors(self._path, device)
+            state: dict[str, Any] = load_tensors(self.path, device)
             same = bool(state["identity"] == identity)
         except Exception as error:
-            raise UndoorError(f"{self._path} is no checkpoint; remove it") from error
+            raise UndoorError(f"{self.path} is no checkpoint; remove it") from error
         if same:
             return state
-        if self._overwrite:
+        if self.overwrite:
             return None
         raise UndoorError(
-            f"{self._path} was written by a training with other data or settings; remove it or choose another --out"
+            f"{self.path} was written by a training with other data or settings; remove it or choose another --out"
         )
 
     def keep(self, state: dict[str, Any], *, last: bool) -> None:
         """Keep the state after an epoch. The state after the last epoch is written only if an exception follows."""
         self._unwritten = state
-        if not last and time.monotonic() - self._written >= self._pause:
+        if not last and time.monotonic() - self._written >= self.pause:
             self._write(state)
 
     def forget(self) -> None:
@@ -75,6 +78,6 @@ class Checkpoint:
     def _write(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save({"identity": self._identity, **state}, buffer)
-        with atomic(self._path) as path:
+        with atomic(self.path) as path:
             path.write_bytes(buffer.getbuffer())
         self._unwritten, self._written = None, time.monotonic()

@@ -23,8 +23,7 @@ BATCH_SIZE = 128
 Larger batches are slower on a CPU, because the memory of their activations is mapped anew for each of them.
 """
 
-_Call = tuple[str, Any, Any]
-"""One run of a layer: its name, its first input and its output."""
+_Calls = list[tuple[str, Any, Any]]  # name, first input and output of each layer that has run
 
 
 class Classifier:
@@ -80,7 +79,7 @@ class Classifier:
         """Copy the network by way of the CPU: where the copy arrives, there may be no such device."""
         model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
         mean, std = (None if v is None else v.flatten().tolist() for v in (self._mean, self._std))
-        return _rebuild, (model, self.layer, mean, std)
+        return partial(Classifier, layer=self.layer, mean=mean, std=std), (model,)
 
     @contextmanager
     def watched(self) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
@@ -88,12 +87,13 @@ class Classifier:
 
         The function can be called until the context ends. Until then, the network is in evaluation mode.
         """
-        calls: list[_Call] = []
+        calls: _Calls = []
 
         def record(name: str, inputs: tuple[Any, ...], output: Any) -> None:
             calls.append((name, next(iter(inputs), None), output))
 
-        with hooked(self.model, self._candidates, after=record), self._evaluating(), torch.inference_mode():
+        hooks = hooked(self.model, self._candidates, after=record, every_row=True)
+        with hooks, self._evaluating(), torch.inference_mode():
             yield partial(self._forward, calls)
 
     @contextmanager
@@ -107,13 +107,13 @@ class Classifier:
             for module, training in modes.items():
                 module.training = training
 
-    def _forward(self, calls: list[_Call], images: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, calls: _Calls, images: Tensor) -> tuple[Tensor, Tensor]:
         calls.clear()
         with doubled_if_alone(images) as batch:
             logits = self._logits(batch)
             return given_rows(self._features(calls, logits)), given_rows(logits.float())
 
-    def _features(self, calls: list[_Call], logits: Tensor) -> Tensor:
+    def _features(self, calls: _Calls, logits: Tensor) -> Tensor:
         """Return the input of the last candidate layer that has run, as (N, t) float32."""
         if not calls:
             raise UndoorError(
@@ -255,10 +255,6 @@ def _candidate_layers(model: nn.Module, layer: str | None) -> tuple[str, ...]:
 
 def _scaled(pixels: Tensor) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last).float() / 255
-
-
-def _rebuild(model: nn.Module, layer: str | None, mean: list[float] | None, std: list[float] | None) -> Classifier:
-    return Classifier(model, layer=layer, mean=mean, std=std)
 
 
 def default_device() -> str:

@@ -1,22 +1,13 @@
-"""Every hook on a network: no other module of undoor registers one, and all of them are removed again.
-
-A batch of one image is computed as a batch of two equal images (``doubled_if_alone``), so that hooks see two rows.
-``observed`` and ``given_rows`` hand out the rows of the images that were given.
-"""
+"""Every hook on a network: no other module of undoor registers one, and all of them are removed again."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-Before = Callable[[str, tuple[Any, ...]], None]
-"""Takes the name of a module and the inputs it is called with; inputs that are given by keyword come last."""
-
-After = Callable[[str, tuple[Any, ...], Any], Any]
-"""Takes also the module's output. A result other than None replaces the output."""
 
 _doubled: ContextVar[bool] = ContextVar("_doubled", default=False)
 
@@ -36,7 +27,7 @@ def doubled_if_alone(images: Tensor) -> Iterator[Tensor]:
 
 
 def given_rows(value: Any) -> Any:
-    """Return the rows of a tensor that belong to the given images; anything but a tensor with rows is returned as is.
+    """Return the rows of a tensor that belong to the given images; other values are returned as they are.
 
     Within ``doubled_if_alone`` these are the first half of the rows if the image was alone, and all rows otherwise.
     """
@@ -47,63 +38,41 @@ def given_rows(value: Any) -> Any:
 
 @contextmanager
 def hooked(
-    model: nn.Module, names: Iterable[str], *, before: Before | None = None, after: After | None = None
+    model: nn.Module,
+    names: Iterable[str],
+    *,
+    before: Callable[[str, tuple[Any, ...]], None] | None = None,
+    after: Callable[[str, tuple[Any, ...], Any], Any] | None = None,
+    every_row: bool = False,
 ) -> Iterator[None]:
     """Call ``before`` and ``after`` around every run of the named modules.
 
-    They receive the tensors themselves, in which a single image stands twice. This is for functions that replace an
-    output or compare tensors by identity; every other function belongs into ``observed``.
-
     Args:
         model: the network.
         names: names of its modules as in ``named_modules``.
-        before: called before a module runs.
-        after: called after a module has run.
+        before: takes the name of a module and its inputs; inputs that are given by keyword come last.
+        after: takes also the module's output.
+        every_row: hand out the tensors themselves, in which a single image stands twice, instead of the rows of the
+            given images. A result of ``after`` other than None then replaces the module's output.
 
     """
+
+    def rows(*values: Any) -> tuple[Any, ...]:
+        return values if every_row else tuple(map(given_rows, values))
+
+    def enter(name: str, _: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if before is not None:
+            before(name, rows(*inputs, *keywords.values()))
+
+    def leave(name: str, _: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+        result = None if after is None else after(name, rows(*inputs, *keywords.values()), *rows(output))
+        return result if every_row else None
+
     with ExitStack() as stack:
         for name in names:
             module = model.get_submodule(name)
-            if before is not None:
-                handle = module.register_forward_pre_hook(_before_hook(name, before), with_kwargs=True)
-                stack.callback(handle.remove)
-            if after is not None:
-                handle = module.register_forward_hook(_after_hook(name, after), with_kwargs=True)
-                stack.callback(handle.remove)
-        yield
-
-
-def _before_hook(name: str, before: Before) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    return lambda _, inputs, keywords: before(name, (*inputs, *keywords.values()))
-
-
-def _after_hook(name: str, after: After) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
-    return lambda _, inputs, keywords, output: after(name, (*inputs, *keywords.values()), output)
-
-
-@contextmanager
-def observed(
-    model: nn.Module, names: Iterable[str], *, before: Before | None = None, after: After | None = None
-) -> Iterator[None]:
-    """Call ``before`` and ``after`` around every run of the named modules, with the rows of the given images alone.
-
-    Args:
-        model: the network.
-        names: names of its modules as in ``named_modules``.
-        before: called before a module runs.
-        after: called after a module has run; its result is ignored.
-
-    """
-
-    def observe_inputs(name: str, inputs: tuple[Any, ...]) -> None:
-        if before is not None:
-            before(name, tuple(map(given_rows, inputs)))
-
-    def observe_output(name: str, inputs: tuple[Any, ...], output: Any) -> None:
-        if after is not None:
-            after(name, tuple(map(given_rows, inputs)), given_rows(output))
-
-    with hooked(model, names, before=observe_inputs, after=observe_output):
+            stack.callback(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(partial(leave, name), with_kwargs=True).remove)
         yield
 
 

@@ -21,13 +21,10 @@ from undoor.safe.limits import memory
 from undoor.storage.mapped import at_once
 
 COMPILE_PIXELS = 4e8
-"""Number of trained pixels (images × epochs × H × W) from which steps are compiled.
-
-Compiled steps take about a tenth less time. From this number on, that saves more time than the compilation takes.
-"""
+"""Trained pixels (images × epochs × H × W) from which the tenth saved on each step outweighs the compilation itself."""
 
 UNMEASURED = 1000
-"""If this many times the images of a step fit into the memory, a step on a CPU is tried without measuring its memory.
+"""A step on a CPU is tried without measuring its memory if the limit is this many times the memory of its images.
 
 ResNet-20 needs about 120 times the memory of its images.
 """

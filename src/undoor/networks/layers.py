@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from undoor.errors import UndoorError
 from undoor.networks.classifier import BATCH_SIZE, Classifier
-from undoor.networks.hooks import observed
+from undoor.networks.hooks import hooked
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers with weights. The input of such a layer is the activations of the layers before it."""
@@ -48,7 +48,7 @@ def watched_inputs(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str
     def keep(name: str, inputs: tuple[Any, ...]) -> None:
         layer_inputs[name] = pooled(modules[name], inputs[0]).float()
 
-    with observed(model, layers, before=keep):
+    with hooked(model, layers, before=keep):
         yield layer_inputs
 
 
@@ -59,7 +59,7 @@ def deep_layers(model: nn.Module, forward: Callable[[], object], count: int) -> 
     """
     order: list[str] = []
     weighted = [name for name, module in model.named_modules() if isinstance(module, WEIGHTED)]
-    with observed(model, weighted, before=lambda name, _: order.append(name)), torch.inference_mode():
+    with hooked(model, weighted, before=lambda name, _: order.append(name)), torch.inference_mode():
         forward()
     deep = list(dict.fromkeys(reversed([name for name in order if name != order[0]])))[:count]
     if not deep:

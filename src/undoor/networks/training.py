@@ -32,17 +32,7 @@ SECONDS_UNSAVED = 60.0
 
 @dataclass(frozen=True)
 class Step:
-    """Progress of a training after a step.
-
-    Args:
-        epoch: number of the epoch, from 1.
-        epochs: number of all epochs.
-        step: number of the step in its epoch, from 1.
-        steps: number of steps in an epoch.
-        loss: mean loss of the epoch's steps up to this one.
-        accuracy: share of right decisions in these steps.
-
-    """
+    """Progress of a training after a step. Epochs and steps of an epoch count from 1; means are over this epoch."""
 
     epoch: int
     epochs: int
@@ -128,8 +118,7 @@ def train_many(
         device: where to compute; by default on an accelerator if there is one.
         capture: whether steps on a GPU are captured. If not, every kernel is launched by itself, which is slower.
         seconds: time within which as many trainings as possible should end, the first jobs first. On a GPU the first
-            steps are timed, and only as many trainings go on together as will end in time. No training is stopped
-            when the time is over; to stop them, ``on_step`` can raise an exception.
+            steps are timed, and only as many trainings advance together as will end in time. No training is stopped.
         on_step: called with the index of the job after every step; on a GPU after every hundredth step and the last
             step of an epoch. If it raises an exception, all trainings stop, and can resume from their checkpoints.
         on_end: called with the index of the job and its outcome as soon as its training has ended.
@@ -155,9 +144,9 @@ def train_many(
                 pause = SECONDS_UNSAVED if on_gpu else 0.0
                 checkpoint = stack.enter_context(Checkpoint(job.checkpoint, overwrite=overwrite, pause=pause))
             run = _Run(
-                job,
-                copies.get(id(job.dataset.images), job.dataset.images),
-                used_device,
+                job=job,
+                images=copies.get(id(job.dataset.images), job.dataset.images),
+                device=used_device,
                 title=f"training {index + 1} of {len(jobs)}: " if len(jobs) > 1 else "",
                 checkpoint=checkpoint,
                 on_step=None if on_step is None else partial(on_step, index),
@@ -175,7 +164,7 @@ def train_many(
             for run in runs:
                 run.prepare(capture=False)
                 take_turns([run])
-        return [run.outcome for run in runs]
+        return [run.outcome for run in runs if run.outcome is not None]  # every run has an outcome
 
 
 def _images_on_gpu(jobs: Sequence[Job], device: torch.device) -> dict[int, Tensor]:
@@ -189,37 +178,29 @@ def _images_on_gpu(jobs: Sequence[Job], device: torch.device) -> dict[int, Tenso
     return copies
 
 
+@dataclass(eq=False, kw_only=True)
 class _Run:
     """One of several trainings that take turns.
 
     If it has not ended when its context ends, the batch norms of its network get their counters back.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        images: Tensor | NDArray[np.uint8],
-        device: torch.device,
-        *,
-        title: str,
-        checkpoint: Checkpoint | None,
-        on_step: Callable[[Step], None] | None,
-        on_end: Callable[[Trained], None] | None,
-    ) -> None:
-        self._job = job
-        self._images = images
-        self._device = device
-        self._title = title
-        self._checkpoint = checkpoint
-        self._on_step = on_step
-        self._on_end = on_end
-        on_gpu = device.type == "cuda"
-        self._interval = REPORT_INTERVAL if on_gpu else 1
-        self._stream: AbstractContextManager[Any] = _new_stream(device) if on_gpu else nullcontext()
-        self._training: Training | None = None
+    job: Job
+    images: Tensor | NDArray[np.uint8]
+    device: torch.device
+    title: str
+    checkpoint: Checkpoint | None
+    on_step: Callable[[Step], None] | None
+    on_end: Callable[[Trained], None] | None
+    steps_left: int = 0
+    outcome: Trained | None = None
+    _training: Training | None = None
+
+    def __post_init__(self) -> None:
         self._launches: Iterator[None] = iter(())
-        self._outcome: Trained | None = None
-        self.steps_left = 0
+        on_gpu = self.device.type == "cuda"
+        self._interval = REPORT_INTERVAL if on_gpu else 1
+        self._stream: AbstractContextManager[Any] = _new_stream(self.device) if on_gpu else nullcontext()
 
     def __enter__(self) -> Self:
         return self
@@ -232,36 +213,29 @@ class _Run:
     @property
     def ended(self) -> bool:
         """Whether the training has ended."""
-        return self._outcome is not None
-
-    @property
-    def outcome(self) -> Trained:
-        """The outcome of a training that has ended."""
-        if self._outcome is None:
-            raise RuntimeError("the training has not ended")
-        return self._outcome
+        return self.outcome is not None
 
     def prepare(self, *, capture: bool) -> None:
         """Make the training ready for its first step, and capture this step if ``capture`` says so and it can be."""
         with self._stream:
-            self._training = training = new_training(self._job, self._images, self._device)
+            self._training = training = new_training(self.job, self.images, self.device)
             epoch = self._resume(training)
-            if capture and not isinstance(self._job.network, nn.Module):
+            if capture and not isinstance(self.job.network, nn.Module):
                 training.capture()
-            self.steps_left = (self._job.recipe.epochs - epoch) * training.steps
+            self.steps_left = (self.job.recipe.epochs - epoch) * training.steps
             self._launches = self._launch_all(training, epoch, training.draw(epoch))
 
     def _resume(self, training: Training) -> int:
         """Load the checkpoint if there is one, and return the epoch to continue with, counted from 0."""
-        if self._checkpoint is None:
+        if self.checkpoint is None:
             return 0
         identity = {
-            "data": self._job.dataset.fingerprint(),
-            "recipe": asdict(self._job.recipe),
+            "data": self.job.dataset.fingerprint(),
+            "recipe": asdict(self.job.recipe),
             "network": str(training.model),
         }
-        state = self._checkpoint.resume(identity, self._device)
-        return 0 if state is None else _load(training, state, self._job.recipe.epochs)
+        state = self.checkpoint.resume(identity, self.device)
+        return 0 if state is None else _load(training, state, self.job.recipe.epochs)
 
     def turn(self) -> None:
         """Evaluate the last step if it is time to, and launch the next one without waiting for it."""
@@ -270,7 +244,7 @@ class _Run:
 
     def _launch_all(self, training: Training, first_epoch: int, draws: Tensor) -> Iterator[None]:
         """Launch the steps of the epochs from ``first_epoch`` on, and yield after each launch."""
-        epochs = self._job.recipe.epochs
+        epochs = self.job.recipe.epochs
         for epoch in range(first_epoch, epochs):
             training.begin(epoch, draws)
             for step in range(1, training.steps + 1):
@@ -283,11 +257,11 @@ class _Run:
                     self._report(training, epoch, step, *training.tally())
             losses, hits = training.tally()
             if not np.isfinite(losses):
-                problem = f"{self._title}the loss is {losses} after epoch {epoch + 1}"
+                problem = f"{self.title}the loss is {losses} after epoch {epoch + 1}"
                 self._end(DivergedError(f"{problem}; train with another seed or network"))
                 return
-            if self._checkpoint is not None:
-                self._checkpoint.keep({**training.state(), "epoch": epoch + 1}, last=epoch + 1 == epochs)
+            if self.checkpoint is not None:
+                self.checkpoint.keep({**training.state(), "epoch": epoch + 1}, last=epoch + 1 == epochs)
             self._report(training, epoch, training.steps, losses, hits)
         training.put_back_counters(epochs * training.steps)
         training.model.zero_grad(set_to_none=True)
@@ -295,19 +269,19 @@ class _Run:
         self._end(training.model.eval())
 
     def _report(self, training: Training, epoch: int, step: int, losses: float, hits: float) -> None:
-        if self._on_step is not None:
-            images = step * min(self._job.recipe.batch_size, len(self._job.dataset))
-            epochs = self._job.recipe.epochs
-            self._on_step(Step(epoch + 1, epochs, step, training.steps, losses / step, hits / images))
+        if self.on_step is not None:
+            images = step * min(self.job.recipe.batch_size, len(self.job.dataset))
+            epochs = self.job.recipe.epochs
+            self.on_step(Step(epoch + 1, epochs, step, training.steps, losses / step, hits / images))
 
     def _end(self, outcome: Trained) -> None:
-        if self._on_end is not None:
-            self._on_end(outcome)
-            if self._checkpoint is not None:
-                self._checkpoint.forget()  # ``on_end`` has kept the network
+        if self.on_end is not None:
+            self.on_end(outcome)
+            if self.checkpoint is not None:
+                self.checkpoint.forget()  # ``on_end`` has kept the network
         self.steps_left = 0
         # The memory of a captured step is free for the trainings that follow.
-        self._outcome, self._training = outcome, None
+        self.outcome, self._training = outcome, None
 
 
 def _new_stream(device: torch.device) -> AbstractContextManager[Any]:

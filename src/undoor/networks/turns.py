@@ -8,26 +8,20 @@ MEASURED_STEPS = 50
 """Number of steps of every training that are timed to estimate the time of the remaining steps."""
 
 
-class TakesTurns(Protocol):
-    """A training that is advanced step by step."""
+class _Run(Protocol):
+    """A training that is advanced step by step; ``turn`` launches a step without waiting for the device."""
 
     @property
-    def ended(self) -> bool:
-        """Whether the training has ended."""
-        ...
+    def ended(self) -> bool: ...
 
     @property
-    def steps_left(self) -> int:
-        """The number of steps that are not launched yet."""
-        ...
+    def steps_left(self) -> int: ...
 
-    def turn(self) -> None:
-        """Launch the next step, without waiting for the device."""
-        ...
+    def turn(self) -> None: ...
 
 
 def take_turns(
-    runs: Sequence[TakesTurns],
+    runs: Sequence[_Run],
     *,
     seconds: float | None = None,
     wait: Callable[[], None] = lambda: None,
@@ -55,9 +49,7 @@ def take_turns(
             _turn_each(together)
 
 
-def _count_in_time(
-    runs: Sequence[TakesTurns], deadline: float, wait: Callable[[], None], clock: Callable[[], float]
-) -> int:
+def _count_in_time(runs: Sequence[_Run], deadline: float, wait: Callable[[], None], clock: Callable[[], float]) -> int:
     """Return how many of the first trainings can advance together and end before the deadline.
 
     The steps that are timed are steps of the trainings, so that no time is lost.
@@ -78,7 +70,7 @@ def _count_in_time(
     return len(runs)
 
 
-def _turn_each(runs: Sequence[TakesTurns]) -> None:
+def _turn_each(runs: Sequence[_Run]) -> None:
     for run in runs:
         if not run.ended:
             run.turn()

@@ -63,7 +63,6 @@ def fit_victim(
 
     Raises:
         DivergedError: the loss is no longer a number.
-        UndoorError: as for ``fit_victims``.
 
     """
     report = None if on_step is None else lambda _, step: on_step(step)

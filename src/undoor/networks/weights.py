@@ -57,12 +57,7 @@ def save_model(model: nn.Module, architecture: Architecture, path: Path) -> None
 
 
 def read_architecture(path: Path) -> Architecture | None:
-    """Return the description in a ``.safetensors`` file; None if it was not written by undoor.
-
-    Raises:
-        UndoorError: the file is broken or describes an impossible network.
-
-    """
+    """Return the description in a ``.safetensors`` file; None if undoor did not write it. A broken file is an error."""
     with _explained(path), safe_open(path, framework="pt") as file:
         described = (file.metadata() or {}).get("undoor")
         if described is None:
@@ -109,11 +104,10 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
         >>> from pathlib import Path
         >>> from undoor.networks.architectures import build_network
         >>> from undoor.networks.weights import Architecture, save_model
-        >>> network = build_network("small-cnn", (1, 8, 8), 2)
+        >>> described = Architecture("small-cnn", (1, 8, 8), ("cat", "dog"), {})
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "victim.safetensors"
-        ...     save_model(network, Architecture("small-cnn", (1, 8, 8), ("cat", "dog"), {}), path)
-        ...     model, class_names = undoor.load_model(path)
+        ...     save_model(build_network("small-cnn", (1, 8, 8), 2), described, Path(folder, "victim.safetensors"))
+        ...     model, class_names = undoor.load_model(Path(folder, "victim.safetensors"))
         >>> class_names
         ('cat', 'dog')
 
@@ -163,10 +157,7 @@ def require_same_classes(of_model: Sequence[str] | None, of_data: Sequence[str],
 
 
 def _require_same_types(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raise ``UndoorError`` if weights are no real numbers where the network's are, or the reverse.
-
-    PyTorch would convert them silently.
-    """
+    """Raise ``UndoorError`` if weights are of another kind of number than the network's; PyTorch would convert them."""
     expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     for name in expected.keys() & weights.keys():
         if expected[name].is_floating_point() != weights[name].is_floating_point() or weights[name].is_sparse:
@@ -198,12 +189,7 @@ def _tensors_only(path: Path) -> dict[str, Tensor]:
 
 
 def call_factory(name: str) -> nn.Module:
-    """Import ``package.module:factory``, call it and return the network.
-
-    Raises:
-        UndoorError: there is no such function, it fails, or it does not return an ``nn.Module``.
-
-    """
+    """Import ``package.module:factory``, call it and return the network; anything but an ``nn.Module`` is an error."""
     module_name, _, factory_name = name.partition(":")
     if not factory_name or module_name.endswith(".py"):
         raise UndoorError(

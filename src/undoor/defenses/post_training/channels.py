@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from undoor.errors import UndoorError
 from undoor.networks.classifier import Classifier
-from undoor.networks.hooks import hooked, observed
+from undoor.networks.hooks import hooked
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 """Layers that give each channel its own scale and shift."""
@@ -84,7 +84,7 @@ def find_channels(classifier: Classifier, images: NDArray[np.uint8], layer: str 
         if name in outputs:
             outputs[name].append(output)
 
-    with classifier.watched() as forward, hooked(classifier.model, modules, before=enter, after=leave):
+    with classifier.watched() as forward, hooked(classifier.model, modules, before=enter, after=leave, every_row=True):
         forward(classifier.scale(images))
     ran = [name for name in begun if name in outputs]
     if not ran or (layer is not None and layer not in ran):
@@ -132,7 +132,7 @@ def mean_activations(classifier: Classifier, channels: Channels, images: NDArray
         totals.add_(output.relu().float().sum((0, 2, 3)).cpu())
         counts.append(output[:, 0].numel())
 
-    with classifier.watched() as forward, observed(classifier.model, channels.ends, after=add):
+    with classifier.watched() as forward, hooked(classifier.model, channels.ends, after=add):
         for batch in classifier.batches(images):
             forward(batch)
     return (totals / sum(counts)).numpy()
@@ -189,7 +189,7 @@ def decisions_along(
     def prune(_: str, __: tuple[Any, ...], output: Tensor) -> Tensor:
         return output * mask.to(output.dtype)
 
-    with working.watched() as forward, hooked(working.model, channels.ends, after=prune):
+    with working.watched() as forward, hooked(working.model, channels.ends, after=prune, every_row=True):
         for batch in working.batches(images):
             rows = slice(done, done + len(batch))
             mask.fill_(1)
@@ -213,7 +213,7 @@ def _recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
     def keep(name: str, _: tuple[Any, ...], output: Tensor) -> None:
         outputs[name] = output.clone()  # later modules may change the output in place
 
-    with hooked(model, names, after=keep):
+    with hooked(model, names, after=keep, every_row=True):
         yield outputs
 
 
