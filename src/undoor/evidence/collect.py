@@ -57,7 +57,7 @@ def collect(
     Raises:
         UndoorError: the network has other classes than the data set or fails on the images; outputs are not finite.
 
-    Example:
+    Examples:
         >>> import torch, undoor
         >>> digits = undoor.read("digits").take(range(100))
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))

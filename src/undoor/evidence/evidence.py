@@ -22,7 +22,7 @@ class Outputs:
         features: (N, t) float32, the penultimate features.
         logits: (N, K) float32.
 
-    Example:
+    Examples:
         >>> import numpy as np, undoor
         >>> features = np.zeros((2, 5), dtype=np.float32)
         >>> undoor.Outputs(features, np.array([[0, 1, 0], [3, 2, 1]], dtype=np.float32)).decisions
@@ -56,7 +56,7 @@ class Evidence:
     Raises:
         UndoorError: the shapes do not fit together, a label is no class, or features or logits are not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np, undoor
         >>> outputs = undoor.Outputs(np.ones((2, 5), dtype=np.float32), np.eye(2, 3, dtype=np.float32))
         >>> labels, ids, names = np.array([0, 1]), np.array(["a.png", "b.png"]), ("cat", "dog", "bird")

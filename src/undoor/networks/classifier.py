@@ -45,7 +45,7 @@ class Classifier:
         UndoorError: the model is no ``nn.Module``, it has no such layer or no linear layer, or only one of mean and
             std is given.
 
-    Example:
+    Examples:
         >>> import torch, undoor
         >>> layers = torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
         >>> classifier = undoor.Classifier(torch.nn.Sequential(*layers), mean=[0.5], std=[0.25])

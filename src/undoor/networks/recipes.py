@@ -98,7 +98,7 @@ def recipe(
     Raises:
         UndoorError: there is no such preset, or a number is out of its range.
 
-    Example:
+    Examples:
         >>> import undoor
         >>> chosen = undoor.recipe("paper", epochs=20, seed=1)
         >>> chosen.optimizer, chosen.epochs, chosen.batch_size

@@ -83,7 +83,7 @@ def train(
         DivergedError: the loss is no longer a number.
         UndoorError: the set cannot be learned, the checkpoint is of another training, or the memory is too small.
 
-    Example:
+    Examples:
         >>> import undoor
         >>> digits = undoor.read("digits").take(range(128))
         >>> network = undoor.train(digits, undoor.recipe("fast", epochs=1))

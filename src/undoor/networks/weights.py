@@ -99,7 +99,7 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
     Raises:
         UndoorError: the file is missing, broken or holds code; the network is unknown or does not fit the weights.
 
-    Example:
+    Examples:
         >>> import tempfile, undoor
         >>> from pathlib import Path
         >>> from undoor.networks.architectures import build_network
@@ -147,12 +147,12 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
     return model, names
 
 
-def require_same_classes(of_model: Sequence[str] | None, of_data: Sequence[str], path: Path | None) -> None:
+def require_same_classes(model_classes: Sequence[str] | None, data_classes: Sequence[str], path: Path | None) -> None:
     """Raise ``UndoorError`` if a network's class names are known and differ from those of the data, or in order."""
-    if of_model is not None and tuple(of_model) != tuple(of_data):
+    if model_classes is not None and tuple(model_classes) != tuple(data_classes):
         raise UndoorError(
-            f"{path} was trained for the classes {', '.join(of_model[:10])}, the data has "
-            f"{', '.join(of_data[:10])}; take a model that was trained for these classes"
+            f"{path} was trained for the classes {', '.join(model_classes[:10])}, the data has "
+            f"{', '.join(data_classes[:10])}; take a model that was trained for these classes"
         )
 
 
