@@ -20,10 +20,11 @@ import typer
 from torch.utils.flop_counter import FlopCounterMode
 
 from undoor.data.dataset import Dataset, row_ids
-from undoor.networks import training
+from undoor.networks import jobs
 from undoor.networks.architectures import build_network
+from undoor.networks.jobs import Job, new_training
 from undoor.networks.recipes import PRESETS, Recipe
-from undoor.networks.training import Job, Step, train_many
+from undoor.networks.training import Step, train_many
 
 BYTES_AN_IMAGE = {"float32": 12.7e6, "bf16": 6.9e6}
 """What a training step of ResNet-20 reads and writes for an image, by the compiler's own count of its fused kernels."""
@@ -78,7 +79,7 @@ def losses(data: Dataset, recipe: Recipe, place: torch.device, steps: int, captu
     cuda = place.type == "cuda"
     with torch.cuda.stream(torch.cuda.Stream(place)) if cuda else nullcontext():
         images = torch.tensor(data.images, device=place) if cuda else data.images
-        started = training._training(Job(data, recipe), images, place)
+        started = new_training(Job(data, recipe), images, place)
         if captured and cuda:
             started.capture()
         elif captured:
@@ -174,7 +175,7 @@ def main(
     write({"versions": content["versions"], "ceilings": limits})
     for with_compile in (False, True) if compiled is None else (compiled,):
         # The library decides by the length of the schedule; here both are wanted.
-        training.COMPILE_PIXELS = 0 if with_compile else math.inf
+        jobs.COMPILE_PIXELS = 0 if with_compile else math.inf
         for preset in presets.split(","):
             recipe = PRESETS[preset]
             name = f"{preset}, compiled" if with_compile else preset

@@ -26,7 +26,7 @@ def images(n=6):
 
 
 class TwoHeads(nn.Module):
-    """Its last linear layer is not the one that decides."""
+    """Its last linear layer does not return the logits."""
 
     def __init__(self):
         super().__init__()
@@ -39,8 +39,8 @@ class TwoHeads(nn.Module):
         return logits
 
 
-class Declared(Linear):
-    """Registers a linear layer that never runs after the ones that do."""
+class Idle(Linear):
+    """Its last linear layer never runs."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Declared(Linear):
 
 
 def test_features_are_the_input_of_the_last_linear_layer_that_runs():
-    for model in (Linear(), Declared()):
+    for model in (Linear(), Idle()):
         classifier = Classifier(model)
         x = classifier.scale(images())
         features, logits = classifier.features_and_logits(x)
@@ -77,7 +77,7 @@ def test_ambiguous_and_unknown_layers_list_the_candidates():
     with pytest.raises(UndoorError, match=r"no linear layer; name the layer.*'0', '1'"):
         Classifier(nn.Sequential(nn.Conv2d(1, 3, 12), nn.Flatten()))
     with pytest.raises(UndoorError, match="no layer of 'unused' runs"):
-        Classifier(Declared(), layer="unused").features_and_logits(x)
+        Classifier(Idle(), layer="unused").features_and_logits(x)
 
 
 def test_mean_and_deviation_are_applied_to_images_in_the_unit_interval():
@@ -89,7 +89,7 @@ def test_mean_and_deviation_are_applied_to_images_in_the_unit_interval():
         Classifier(model, mean=[0.4])
 
 
-def test_training_mode_is_given_back():
+def test_the_training_mode_is_restored():
     model = Linear().train()
     classifier = Classifier(model)
     first, second = (classifier.features_and_logits(classifier.scale(images()))[1] for _ in range(2))
@@ -113,7 +113,7 @@ def test_batches_reach_the_device_whole_and_in_order(device):
     assert all(batch.device.type == device for batch in batches)
 
 
-def test_large_images_come_fewer_at_once(monkeypatch):
+def test_batches_of_large_images_are_smaller(monkeypatch):
     monkeypatch.setattr("undoor.storage.mapped.AT_ONCE", 1000)
     classifier, images = Classifier(Linear()), np.zeros((20, 1, 12, 12), np.uint8)
     assert [len(batch) for batch in classifier.batches(images, 8)] == [6, 6, 6, 2]
@@ -122,7 +122,7 @@ def test_large_images_come_fewer_at_once(monkeypatch):
     assert np.array_equal(classifier.decide(images), classifier.decide(images, 2))
 
 
-def test_the_fingerprint_tells_networks_apart():
+def test_different_networks_have_different_fingerprints():
     def fingerprint(change=lambda model: None, **options):
         model = build_network("small-cnn", (1, 12, 12), 3)
         change(model)
@@ -131,7 +131,7 @@ def test_the_fingerprint_tells_networks_apart():
     def spoil(model):
         model[1].stages[1].running_mean[2] += 1e-6
 
-    told = [
+    fingerprints = [
         fingerprint(),
         fingerprint(spoil),
         fingerprint(lambda model: model.double()),
@@ -139,8 +139,8 @@ def test_the_fingerprint_tells_networks_apart():
         fingerprint(layer="1.classify"),
         fingerprint(mean=[0.1], std=[0.2]),
     ]
-    assert len(set(told)) == len(told)
-    assert fingerprint() == told[0]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert fingerprint() == fingerprints[0]
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_the_fingerprint_tells_networks_apart():
         (nn.Sequential(nn.Linear(12, 3)), "one tensor of shape"),
     ],
 )
-def test_models_that_do_not_fit_are_told(model, message):
+def test_models_that_do_not_fit_are_reported(model, message):
     with pytest.raises(UndoorError, match=message) as raised:
         Classifier(model).features_and_logits(torch.zeros(2, 1, 12, 12))
     assert "\n" not in str(raised.value)
 
 
-def test_no_module_is_refused():
+def test_a_model_that_is_no_module_is_refused():
     with pytest.raises(UndoorError, match=r"give a torch\.nn\.Module"):
         Classifier(lambda x: x)
 
@@ -174,7 +174,7 @@ def test_networks_have_the_published_shape():
         build_network("vgg", (3, 32, 32), 10)
 
 
-def test_initial_weights_follow_the_seed_and_leave_the_global_state():
+def test_the_seed_determines_the_initial_weights_and_the_global_state_stays():
     before = torch.random.get_rng_state()
     first, second, third = (build_network("small-cnn", (1, 12, 12), 3, seed)[1] for seed in (0, 0, 1))
     assert torch.equal(first.classify.weight, second.classify.weight)
@@ -182,7 +182,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_state():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_weights_survive_their_file(tmp_path):
+def test_weights_are_read_as_they_were_written(tmp_path):
     model = build_network("small-cnn", (1, 12, 12), 3, seed=4).eval()
     architecture = Architecture("small-cnn", (1, 12, 12), ("a", "b", "c"), {"name": "fast"})
     save_model(model, architecture, tmp_path / "m.safetensors")
@@ -244,13 +244,13 @@ def test_pickled_models_are_refused_and_their_code_does_not_run(tmp_path, name):
         ("conftest:make_dataset", "returned a Dataset"),
     ],
 )
-def test_wrong_factories_are_told(tmp_path, network, message):
+def test_wrong_factories_are_reported(tmp_path, network, message):
     save_file(Linear().state_dict(), tmp_path / "m.safetensors")
     with pytest.raises(UndoorError, match=message):
         load_model(tmp_path / "m.safetensors", network)
 
 
-def test_files_that_are_no_weights_are_told(tmp_path):
+def test_files_that_are_no_weights_are_reported(tmp_path):
     with pytest.raises(UndoorError, match="is no file"):
         load_model(tmp_path / "m.safetensors")
     (tmp_path / "m.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0" + b"x" * 40)
@@ -277,11 +277,11 @@ def test_scaling_that_does_not_fit_the_channels():
     images = torch.rand(2, 3, 4, 4)
     with pytest.raises(UndoorError, match="std has 2 numbers, the images have 3 channels"):
         Classifier(model, mean=[0.5], std=[0.2, 0.2]).features_and_logits(images)
-    one, all_ = (Classifier(model, mean=[0.5] * n, std=[0.2] * n).features_and_logits(images)[1] for n in (1, 3))
-    assert torch.equal(one, all_)
+    single, repeated = (Classifier(model, mean=[0.5] * n, std=[0.2] * n).features_and_logits(images)[1] for n in (1, 3))
+    assert torch.equal(single, repeated)
 
 
 @pytest.mark.parametrize("name", ["mine.py:network", "mine.network", "mine"])
-def test_a_factory_that_is_written_otherwise(name):
+def test_a_name_that_is_no_factory_is_reported_with_an_example(name):
     with pytest.raises(UndoorError, match="such as mine:network for the function network"):
         call_factory(name)

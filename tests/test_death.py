@@ -1,4 +1,4 @@
-"""Whoever writes dies at its n-th file operation, for every n: a reader finds the old, the new or nothing."""
+"""A process that writes dies at its n-th file operation, for every n: readers find the old, the new or nothing."""
 
 import shutil
 import sys
@@ -29,14 +29,14 @@ EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate
 
 
 class DeadError(BaseException):
-    """Raised by every file operation of a dead process: it cleans nothing up."""
+    """Raised by every file operation of a dead process, which therefore cleans nothing up."""
 
 
 @dataclass
 class Life:
-    """How many file operations below a folder are left; None is for ever."""
+    """The number of file operations below a folder before the process dies; None if it does not die."""
 
-    left: int | None = None
+    operations: int | None = None
     folder: str = ""
 
 
@@ -44,13 +44,13 @@ LIFE = Life()
 
 
 def count(event, arguments):
-    if LIFE.left is None or event not in EVENTS:
+    if LIFE.operations is None or event not in EVENTS:
         return
     path = str(arguments[0])
     within_opened = event in ("os.remove", "os.rmdir") and arguments[1] != -1
     if path.startswith(LIFE.folder) or within_opened:
-        LIFE.left -= 1
-        if LIFE.left < 0:
+        LIFE.operations -= 1
+        if LIFE.operations < 0:
             raise DeadError
 
 
@@ -59,11 +59,11 @@ sys.addaudithook(count)
 
 @contextmanager
 def dying(operations, folder):
-    LIFE.left, LIFE.folder = operations, str(folder)
+    LIFE.operations, LIFE.folder = operations, str(folder)
     try:
         yield
     finally:
-        LIFE.left = None
+        LIFE.operations = None
 
 
 def findings(seed):
@@ -79,14 +79,14 @@ def write_findings(out, kind):
 
 def same_findings(out):
     found = read_findings(out)
-    scanned, left = read_ids(out)
+    scanned, kept_ids = read_ids(out)
     assert len(scanned) == len(found.samples)
-    assert len(left) == int((~found.flagged).sum())
+    assert len(kept_ids) == int((~found.flagged).sum())
     return found.samples.to_json(), found.clusters.to_json(), found.curves.to_json(), found.provenance.seed
 
 
 def write_several(out, kind):
-    """As an inspection does: a file that only the old has, one that only the new has."""
+    """Write several files as an inspection does; one of them has another name in each kind."""
     with staged(out, last="summary.json", stale=out.glob("picture-*")) as folder:
         for name in ("a", "b", f"picture-{kind}", "summary.json"):
             (folder / name).write_text(f"{name} {kind}")
@@ -99,7 +99,7 @@ def read_several(out):
 
 
 def write_beside(out, kind):
-    """As a repaired network is written: the files lie in a folder that is not theirs alone."""
+    """Write files as for a repaired network, in a folder that may hold other files."""
     with staged(out.parent, last=out.name) as folder:
         (folder / f"{out.name}.json").write_text(kind)
         (folder / out.name).write_text(kind)
@@ -180,7 +180,7 @@ CASES = {
 
 
 def held(read_it, out):
-    """Return what a reader finds; None if it is told that there is nothing."""
+    """Return what a reader finds; None if it reports that there is nothing."""
     try:
         return read_it(out)
     except FileNotFoundError:
@@ -192,7 +192,7 @@ def held(read_it, out):
 
 
 def files(folder):
-    """Return the bytes of every file; a reader looks at none that begins with a dot."""
+    """Return the content of every file, except those that begin with a dot, which no reader opens."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -213,42 +213,42 @@ def test_a_reader_finds_the_old_or_the_new_or_nothing(case, before, tmp_path):
     values = [kinds["new"][0], None if nothing else kinds["old"][0]]
     assert values[0] != values[1]
     if case in ("findings", "several files", "files beside others"):
-        values.append(None)  # several files cannot be replaced at once: for a moment there is nothing
+        values.append(None)  # several files cannot be replaced at once, so that for a moment there is nothing
 
     died = 0
     while True:
-        round_ = tmp_path / "round"
-        shutil.rmtree(round_, ignore_errors=True)
+        folder = tmp_path / "folder"
+        shutil.rmtree(folder, ignore_errors=True)
         if nothing:
-            round_.mkdir()
+            folder.mkdir()
         else:
-            shutil.copytree(tmp_path / "old", round_)
-        out = round_ / name
+            shutil.copytree(tmp_path / "old", folder)
+        out = folder / name
         try:
-            with dying(died, round_):
+            with dying(died, folder):
                 write(out, "new")
             break
         except DeadError:
             died += 1
-        for part in round_.rglob(".*.part"):
+        for part in folder.rglob(".*.part"):
             for file in [part] if part.is_file() else part.rglob("*"):
-                if file.is_file():  # what was being written when it died
+                if file.is_file():  # it was being written when the process died
                     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         assert held(read_it, out) in values
-        visible = files(round_)
+        visible = files(folder)
         news, olds = ({n for n in visible if visible[n] == kinds[k][1].get(n)} for k in ("new", "old"))
         assert news | olds == set(visible)
         assert set(visible) in (news, olds), "old files lie beside new ones"
         with claimed(out):
             write(out, "new")
         assert held(read_it, out) == kinds["new"][0]
-        assert files(round_) == kinds["new"][1]
-        assert not [path for path in round_.rglob(".*") if path.name != ".gitignore"]
+        assert files(folder) == kinds["new"][1]
+        assert not [path for path in folder.rglob(".*") if path.name != ".gitignore"]
     assert died > 2
-    assert files(round_) == kinds["new"][1]
+    assert files(folder) == kinds["new"][1]
 
 
-def test_shards_that_were_being_removed_are_whole_or_gone(tmp_path):
+def test_shards_whose_removal_is_interrupted_are_whole_or_gone(tmp_path):
     arrays = [np.arange(12, dtype=np.float32).reshape(4, 3)]
     died = 0
     while True:
@@ -269,7 +269,7 @@ def test_shards_that_were_being_removed_are_whole_or_gone(tmp_path):
 
 def test_a_death_after_the_last_epoch_leaves_no_checkpoint_behind(tmp_path, dataset):
     recipe = replace(PRESETS["fast"], epochs=2, batch_size=16)
-    left = set()
+    suffixes = set()
     for operations in range(40):
         folder = tmp_path / str(operations)
         try:
@@ -277,10 +277,10 @@ def test_a_death_after_the_last_epoch_leaves_no_checkpoint_behind(tmp_path, data
                 fit_victim(dataset, recipe, folder / "victim.safetensors")
             break
         except DeadError:
-            left.add(tuple(sorted(p.suffix for p in folder.glob("*"))))
+            suffixes.add(tuple(sorted(p.suffix for p in folder.glob("*"))))
         with claimed(folder / "victim.safetensors"):
             fit_victim(dataset, recipe, folder / "victim.safetensors")
         assert [path.name for path in folder.iterdir()] == ["victim.safetensors"]
     whole = (folder / "victim.safetensors").read_bytes()
     assert {(path / "victim.safetensors").read_bytes() for path in tmp_path.iterdir()} == {whole}
-    assert (".checkpoint", ".safetensors") in left
+    assert (".checkpoint", ".safetensors") in suffixes

@@ -15,7 +15,7 @@ from undoor.networks.classifier import Classifier
 from undoor.scanning import scan
 
 
-def test_one_pass_collects_every_filter_in_the_order_of_the_data(dataset):
+def test_one_pass_collects_the_outputs_for_every_filter_in_the_order_of_the_data(dataset):
     classifier = Classifier(Linear())
     seen = []
     evidence = collect(
@@ -59,14 +59,14 @@ def test_order_of_the_data_set_does_not_matter(dataset, network):
     assert np.allclose(first.samples["score"].iloc[order], second.samples["score"])
 
 
-def test_model_for_other_classes_is_told_after_the_first_batch(dataset):
+def test_a_network_for_other_classes_is_reported_at_the_first_batch(dataset):
     batches = []
     with pytest.raises(UndoorError, match="tells 5 classes apart, the data set has 3"):
         collect(Classifier(Linear(classes=5)), dataset, batch_size=4, on_batch=lambda *done: batches.append(done))
     assert not batches
 
 
-def test_features_that_are_not_finite_are_told(dataset):
+def test_features_that_are_not_finite_are_reported(dataset):
     model = Linear()
     with torch.no_grad():
         model.hidden.weight[0, 0] = float("nan")
@@ -86,7 +86,7 @@ def test_features_that_are_not_finite_are_told(dataset):
         ({"filtered": {"h": Outputs(np.zeros((2, 2)), np.zeros((2, 2)))}}, "features of h"),
     ],
 )
-def test_arrays_that_do_not_fit_are_told(change, message):
+def test_arrays_that_do_not_fit_are_reported(change, message):
     good = Outputs(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32))
     fields = {
         "plain": good,
@@ -100,11 +100,11 @@ def test_arrays_that_do_not_fit_are_told(change, message):
         undoor.Evidence(**{**fields, **change})
 
 
-def test_a_network_that_has_not_learned_the_set_is_no_witness(dataset):
+def test_a_network_that_has_not_learned_the_set_is_reported(dataset):
     with pytest.warns(UndoorNotice, match=r"decides only \d+% of the images as they are labelled"):
         scan(Linear(), dataset)
 
 
-def test_data_sets_of_one_class_are_told():
+def test_data_sets_of_one_class_are_reported():
     with pytest.raises(UndoorError, match="of one class"):
         scan(Linear(), make_dataset().take(np.arange(20)))

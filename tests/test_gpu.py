@@ -1,4 +1,4 @@
-"""What only a GPU can show: captured steps, streams, memory; run with ``pytest -m gpu``, skipped without a GPU."""
+"""Tests that need a GPU: captured steps, streams and memory. Run them with ``pytest -m gpu``."""
 
 import gc
 from dataclasses import replace
@@ -14,9 +14,9 @@ from undoor.experiments.contenders import Contender
 from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
 from undoor.experiments.suites import CI, Suite
-from undoor.networks import training
+from undoor.networks.jobs import Job, initial_network, new_training
 from undoor.networks.recipes import PRESETS
-from undoor.networks.training import Job, train, train_many
+from undoor.networks.training import train, train_many
 
 pytestmark = pytest.mark.gpu
 
@@ -34,11 +34,11 @@ def learned(model):
 
 
 def initial(job):
-    return learned(training._prepared(job.dataset, job.recipe, job.network, job.dataset.images))
+    return learned(initial_network(job, job.dataset.images))
 
 
-def way_apart(first, second, job):
-    """Return how far two trained networks are apart, as a share of the way that the second one has gone."""
+def distance(first, second, job):
+    """Return the distance of two trained networks, as a share of the way of the second from its initial weights."""
     return float((learned(first) - learned(second)).norm() / (learned(second) - initial(job)).norm())
 
 
@@ -46,20 +46,20 @@ def run(job, *, captured, steps, on_host=False):
     """Return a network after some steps, the sum of its losses, and how far each step moved the parameters."""
     with torch.cuda.stream(torch.cuda.Stream()):
         images = job.dataset.images if on_host else torch.tensor(job.dataset.images, device="cuda")
-        started = training._training(job, images, torch.device("cuda"))
+        training = new_training(job, images, torch.device("cuda"))
         if captured:
-            started.capture()
+            training.capture()
         losses, moved, epoch = 0.0, [], 0
         while len(moved) < steps:
-            started.begin(epoch, started.draw(epoch))
-            for step in range(min(started.steps, steps - len(moved))):
-                before = learned(started.model)
-                started.advance(step)
+            training.begin(epoch, training.draw(epoch))
+            for step in range(min(training.steps, steps - len(moved))):
+                before = learned(training.model)
+                training.advance(step)
                 torch.cuda.synchronize()
-                moved.append(float((learned(started.model) - before).norm()))
-            losses += started.tally()[0]
+                moved.append(float((learned(training.model) - before).norm()))
+            losses += training.tally()[0]
             epoch += 1
-        return started.model, losses, np.array(moved)
+        return training.model, losses, np.array(moved)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=["sgd-bf16", "adam", "sgd"])
@@ -68,7 +68,7 @@ def test_captured_steps_are_eager_steps(recipe, on_host):
     job = Job(make_dataset(n_per_class=110), recipe)
     captured, losses, _ = run(job, captured=True, steps=20, on_host=on_host)
     eager, expected, _ = run(job, captured=False, steps=20, on_host=on_host)
-    assert way_apart(captured, eager, job) < 0.2
+    assert distance(captured, eager, job) < 0.2
     assert losses == pytest.approx(expected, rel=2e-2)
 
 
@@ -76,17 +76,17 @@ def test_captured_steps_are_eager_steps(recipe, on_host):
 def test_resnet_compiled_and_captured_is_resnet_eager(preset, monkeypatch):
     recipe = replace(PRESETS[preset], batch_size=32, learning_rate=min(PRESETS[preset].learning_rate, 0.05), epochs=20)
     job = Job(make_dataset(n_per_class=160, classes=10, size=32, channels=3), recipe, "resnet20")
-    monkeypatch.setattr(training, "COMPILE_PIXELS", np.inf)
+    monkeypatch.setattr("undoor.networks.jobs.COMPILE_PIXELS", np.inf)
     eager, expected, _ = run(job, captured=False, steps=200)
-    monkeypatch.setattr(training, "COMPILE_PIXELS", 0)
+    monkeypatch.setattr("undoor.networks.jobs.COMPILE_PIXELS", 0)
     captured, losses, _ = run(job, captured=True, steps=200)
-    # Over 200 steps the rounding of other kernels adds up: the ways are compared loosely, the losses closely.
-    assert way_apart(captured, eager, job) < 0.7
+    # Over 200 steps the rounding errors of other kernels add up. The weights are compared loosely, the losses closely.
+    assert distance(captured, eager, job) < 0.7
     assert losses == pytest.approx(expected, rel=5e-2)
 
 
 def test_the_learning_rate_changes_under_capture():
-    # SGD without the momentum's memory would move in proportion to the rate; two epochs apart it is a tenth.
+    # Without momentum, a step of SGD would be proportional to the learning rate, which falls to a tenth.
     recipe = replace(FAST, schedule="steps", epochs=5, learning_rate=0.05, precision="float32")
     job = Job(make_dataset(n_per_class=110), recipe)
     _, _, captured = run(job, captured=True, steps=60)
@@ -95,35 +95,35 @@ def test_the_learning_rate_changes_under_capture():
     assert captured[30:40].mean() > 4 * captured[50:60].mean()  # the rate falls after 40 % of 100 steps
 
 
-def test_a_captured_training_that_never_learns_is_told_from_one_that_does():
+def test_a_captured_training_that_never_learns_is_far_from_one_that_does():
     idle = Job(make_dataset(n_per_class=110), replace(FAST, learning_rate=1e-12))
     learning = Job(idle.dataset, FAST)
     still, _, _ = run(idle, captured=True, steps=20)
     moved, _, _ = run(learning, captured=False, steps=20)
-    assert way_apart(still, moved, learning) > 0.9
+    assert distance(still, moved, learning) > 0.9
 
 
 def test_a_gpu_computes_what_a_cpu_computes():
     job = Job(make_dataset(), replace(PAPER, epochs=1))
     on_gpu, on_cpu = (train(job.dataset, job.recipe, device=device) for device in ("cuda", "cpu"))
-    assert way_apart(on_gpu, on_cpu, job) < 0.2
+    assert distance(on_gpu, on_cpu, job) < 0.2
 
 
 def test_many_streams_train_as_one():
     jobs = [Job(make_dataset(seed=k), replace(recipe, seed=k)) for k, recipe in enumerate([FAST, PAPER, FAST])]
     for job, model in zip(jobs, train_many(jobs, device="cuda"), strict=True):
-        assert way_apart(model, train(job.dataset, job.recipe, device="cuda"), job) < 0.2
+        assert distance(model, train(job.dataset, job.recipe, device="cuda"), job) < 0.2
 
 
 def test_eager_steps_train_too():
     job = Job(make_dataset(), FAST)
     (model,) = train_many([job], device="cuda", capture=False)
-    assert way_apart(model, train(job.dataset, job.recipe, device="cuda"), job) < 0.2
+    assert distance(model, train(job.dataset, job.recipe, device="cuda"), job) < 0.2
 
 
 @pytest.mark.parametrize("recipe", [FAST, PAPER], ids=["sgd", "adam"])
 @pytest.mark.parametrize("way", [("cuda", "cpu"), ("cpu", "cuda")], ids=["to-cpu", "to-gpu"])
-def test_a_checkpoint_goes_on_elsewhere(tmp_path, recipe, way):
+def test_a_checkpoint_resumes_on_another_device(tmp_path, recipe, way):
     def spent(number, step):
         if step.epoch == 2 and step.step == step.steps:
             raise SpentError
@@ -134,7 +134,7 @@ def test_a_checkpoint_goes_on_elsewhere(tmp_path, recipe, way):
     epochs = set()
     (resumed,) = train_many([job], device=way[1], on_step=lambda _, step: epochs.add(step.epoch))
     assert epochs == {3}
-    assert way_apart(resumed, train(job.dataset, job.recipe, device=way[1]), job) < 0.2
+    assert distance(resumed, train(job.dataset, job.recipe, device=way[1]), job) < 0.2
 
 
 def test_mixtures_are_those_of_a_cpu():

@@ -1,6 +1,6 @@
-"""Networks in ONNX files: the same features and logits as their origin, and nothing else is run.
+"""Networks in ONNX files give the features and logits of the exported network, and hostile files are refused.
 
-Compared with the PyTorch networks that are exported and with bare ONNX Runtime; hostile graphs are made by hand.
+They are compared with the PyTorch networks and with ONNX Runtime itself. Hostile graphs are built by hand.
 """
 
 import copy
@@ -20,7 +20,7 @@ from torch import nn
 
 from conftest import Linear, make_dataset
 from helpers.command_line import data, run  # noqa: F401 - fixtures
-from test_foreign_models import TorchvisionResNet, vit
+from helpers.foreign_models import TorchvisionResNet, vit
 from undoor.engine import Engine
 from undoor.errors import UndoorError
 from undoor.evidence.collect import collect
@@ -32,7 +32,7 @@ FREE = ["n", 1, 12, 12]
 
 
 class LogitsOf(nn.Module):
-    """What a user wraps around a model of ``transformers`` before an export."""
+    """Returns the logits of a model of ``transformers`` alone, as is needed for an export."""
 
     def __init__(self, model):
         super().__init__()
@@ -50,9 +50,9 @@ NETWORKS = {
 
 
 def export(model, shape, path, *, external_data=False, batch=None, former=False):
-    """Export as a user does, for ``batch`` images at a time or for any number; with PyTorch's former exporter too."""
+    """Export a network for ``batch`` images at a time, or for any number, with PyTorch's present or former exporter."""
     images = torch.rand(batch or 2, *shape)
-    # The exporter of PyTorch 2.6 fails on what is a batch normalisation in evaluation mode.
+    # The present exporter of PyTorch 2.6 fails on a batch normalisation in evaluation mode.
     if former or (torch.__version__ < "2.7" and any(isinstance(part, nn.BatchNorm2d) for part in model.modules())):
         axes = {"images": {0: "n"}} if batch is None else None
         options = {"dynamo": False, "input_names": ["images"], "dynamic_axes": axes}
@@ -60,7 +60,7 @@ def export(model, shape, path, *, external_data=False, batch=None, former=False)
         sizes = ({0: torch.export.Dim("n")},) if batch is None else None
         options = {"dynamo": True, "external_data": external_data, "dynamic_shapes": sizes}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters' own
+        warnings.simplefilter("ignore")  # warnings of the exporters
         torch.onnx.export(model.eval(), (images,), path, verbose=False, **options)
 
 
@@ -70,10 +70,10 @@ def array(name, values, kind=np.float32):
 
 def graph(nodes, constants=(), shape=FREE, kind=TensorProto.FLOAT, outputs=("y",), opset=18, **fields):
     """Return a model whose input is x; nodes are (kind, inputs, output, attributes)."""
-    made = [helper.make_node(op, inputs, [output], **dict(*rest)) for op, inputs, output, *rest in nodes]
-    given = [helper.make_tensor_value_info("x", kind, shape)]
-    returned = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "k"]) for name in outputs]
-    body = helper.make_graph(made, "graph", given, returned, list(constants))
+    parts = [helper.make_node(op, inputs, [output], **dict(*rest)) for op, inputs, output, *rest in nodes]
+    inputs = [helper.make_tensor_value_info("x", kind, shape)]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "k"]) for name in outputs]
+    body = helper.make_graph(parts, "graph", inputs, results, list(constants))
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10, **fields)
 
 
@@ -100,20 +100,20 @@ def test_features_and_logits_are_those_of_the_network_that_was_exported(name, ba
     images = torch.rand(5, *shape)
     network, names = load_model(tmp_path / "m.onnx")
     assert names is None
-    ours = Classifier(network).features_and_logits(images)
-    theirs = Classifier(model, layer=last).features_and_logits(images)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(mine, other, atol=1e-5)
+    found = Classifier(network).features_and_logits(images)
+    expected = Classifier(model, layer=last).features_and_logits(images)
+    for found_values, expected_values in zip(found, expected, strict=True):
+        assert torch.allclose(found_values, expected_values, atol=1e-5)
 
     # Body and head are the whole graph.
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     pairs = [images[rows].numpy() for rows in ([0, 1], [2, 3], [4, 4])]
     whole = np.concatenate([session.run(None, {session.get_inputs()[0].name: pair})[0] for pair in pairs])[:5]
-    assert np.allclose(ours[1].numpy(), whole, atol=1e-5)
+    assert np.allclose(found[1].numpy(), whole, atol=1e-5)
 
 
 def test_the_weights_beside_a_file_are_never_read(tmp_path):
-    """PyTorch puts them there unless it is told otherwise."""
+    """By default, PyTorch writes the weights into a file beside the network."""
     export(Linear(), (1, 12, 12), tmp_path / "m.onnx", external_data=True)
     assert (tmp_path / "m.onnx.data").is_file()
     with pytest.raises(UndoorError, match=r"names other files.*external_data=False"):
@@ -136,7 +136,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_forms_of_a_last_layer(case, tmp_path):
+def test_every_form_of_a_last_layer_is_read(case, tmp_path):
     nodes, constants, bias = LAYERS[case]
     images = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     features, logits = Classifier(load_model(saved(graph(nodes, constants), tmp_path))[0]).features_and_logits(images)
@@ -150,7 +150,7 @@ def test_weights_that_are_listed_as_inputs_are_no_inputs(tmp_path):
     assert load_model(saved(model, tmp_path))[0].head.in_features == 144
 
 
-def test_a_network_travels_and_its_body_tells_it_apart(tmp_path):
+def test_a_network_can_be_copied_and_its_fingerprint_depends_on_its_body(tmp_path):
     before = torch.random.get_rng_state()
     network = load_model(saved(graph(HEAD, PLAIN), tmp_path))[0]
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -164,12 +164,12 @@ def test_a_network_travels_and_its_body_tells_it_apart(tmp_path):
 
 def test_evidence_of_processes_is_that_of_one(tmp_path):
     classifier, photos = Classifier(load_model(saved(graph(HEAD, PLAIN), tmp_path))[0], device="cpu"), make_dataset(8)
-    one, other = (collect(classifier, photos, engine=Engine(kind, 2)) for kind in ("local", "processes"))
-    assert np.allclose(one.plain.logits, other.plain.logits, atol=1e-4)
+    local, processes = (collect(classifier, photos, engine=Engine(kind, 2)) for kind in ("local", "processes"))
+    assert np.allclose(local.plain.logits, processes.plain.logits, atol=1e-4)
 
 
-def lines():
-    """Models that are refused, and what is said of them."""
+def refused_models():
+    """Return models that are refused, and a part of the error message for each."""
     outside = array("w", WEIGHT)
     outside.ClearField("raw_data")
     outside.data_location = TensorProto.EXTERNAL
@@ -177,7 +177,7 @@ def lines():
     constant = ("Constant", [], "w", {"value": outside})
     inner = helper.make_graph([], "inner", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "k"])])
     foreign = graph(HEAD, PLAIN)
-    foreign.graph.node[0].domain = "com.\nexample"  # fuzzed: a name is a text of the file's choice
+    foreign.graph.node[0].domain = "com.\nexample"  # found by fuzzing: the file may choose any text as a name
     function = graph(HEAD, PLAIN)
     function.functions.append(helper.make_function("", "Mine", ["a"], ["b"], [], [helper.make_opsetid("", 18)]))
     sparse = graph(HEAD, PLAIN)
@@ -223,32 +223,32 @@ def lines():
     }  # fmt: skip
 
 
-REFUSED = lines()
+REFUSED = refused_models()
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_run_is_refused_in_one_line(case, tmp_path):
-    model, told = REFUSED[case]
-    with pytest.raises(UndoorError, match=told) as raised:
+def test_graphs_that_are_not_run_are_refused_in_one_line(case, tmp_path):
+    model, message = REFUSED[case]
+    with pytest.raises(UndoorError, match=message) as raised:
         load_model(saved(model, tmp_path))
     assert "\n" not in str(raised.value)
 
 
-def test_broken_files_are_told_in_one_line(tmp_path):
+def test_broken_files_are_reported_in_one_line(tmp_path):
     whole = graph(HEAD, PLAIN).SerializeToString()
     generator = np.random.default_rng(0)
-    flips = [
-        (int(at), int(bit)) for at, bit in zip(generator.integers(0, 60, 80), generator.integers(0, 8, 80), strict=True)
+    positions, bits = generator.integers(0, 60, 80).tolist(), generator.integers(0, 8, 80).tolist()
+    broken = [whole[:length] for length in range(0, len(whole), 97)]
+    broken += [
+        whole[:k] + bytes([whole[k] ^ 1 << bit]) + whole[k + 1 :] for k, bit in zip(positions, bits, strict=True)
     ]
-    broken = [whole[:at] for at in range(0, len(whole), 97)]
-    broken += [whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :] for at, bit in flips]
-    whole_still = 0
+    loaded = 0
     for content in broken:
         (tmp_path / "m.onnx").write_bytes(content)
         with suppress(UndoorError):
             load_model(tmp_path / "m.onnx")
-            whole_still += 1
-    assert whole_still < len(broken) / 2  # some bits belong to mere names
+            loaded += 1
+    assert loaded < len(broken) / 2  # some of the bits belong to names, which may change
 
 
 @pytest.mark.parametrize("op", ["Expand", "ConstantOfShape"])
@@ -263,13 +263,13 @@ def test_a_small_file_does_not_fill_the_memory(op, tmp_path):
         Classifier(load_model(saved(model, tmp_path))[0]).features_and_logits(torch.rand(2, 1, 12, 12))
 
 
-def test_images_of_another_size_are_told(tmp_path):
+def test_images_of_another_size_are_reported(tmp_path):
     classifier = Classifier(load_model(saved(graph(HEAD, PLAIN), tmp_path))[0])
     with pytest.raises(UndoorError, match=r"fails on images of shape \(2, 1, 8, 8\).*check --image-size"):
         classifier.features_and_logits(torch.rand(2, 1, 8, 8))
 
 
-def test_a_layer_can_only_be_the_last(tmp_path):
+def test_only_the_last_layer_can_be_named(tmp_path):
     network = load_model(saved(graph(HEAD, PLAIN), tmp_path))[0]
     assert Classifier(network, layer="head").features_and_logits(torch.rand(2, 1, 12, 12))[0].shape == (2, 144)
     with pytest.raises(UndoorError, match="no layer 'f'; its linear layers: 'head'"):
@@ -300,7 +300,7 @@ def test_without_the_packages_the_extra_is_named(missing, tmp_path, monkeypatch)
 
 @pytest.fixture
 def victim(data):  # noqa: F811
-    """The network of the command line's tests as an ONNX file."""
+    """An ONNX file of the network in ``data``."""
     path = data / "victim.onnx"
     if not path.exists():
         export(load_model(data / "victim.safetensors")[0], (1, 12, 12), path)
@@ -319,7 +319,7 @@ def test_a_scan_sees_the_decisions_of_the_pytorch_network(data, run, victim, tmp
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (["inspect", "--images", "10"], "no gradients"),
         (["prune"], "no convolution"),
@@ -328,13 +328,13 @@ def test_a_scan_sees_the_decisions_of_the_pytorch_network(data, run, victim, tmp
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_it_cannot_do_is_one_line(command, told, data, run, victim, tmp_path):  # noqa: F811
+def test_commands_that_need_more_than_an_onnx_network_fail_in_one_line(command, message, data, run, victim, tmp_path):  # noqa: F811
     photos = data / "images"
-    given = [photos, "--model", victim] if command[0] == "scan" else [victim, "--data", photos]
-    code, _, err = run(*command, *given, "--out", tmp_path / "out.safetensors")
+    inputs = [photos, "--model", victim] if command[0] == "scan" else [victim, "--data", photos]
+    code, _, err = run(*command, *inputs, "--out", tmp_path / "out.safetensors")
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert told in line
+    assert message in line
     assert "Traceback" not in err
     assert not [*tmp_path.iterdir()]
 

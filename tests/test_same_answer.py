@@ -1,4 +1,4 @@
-"""The same seed gives the same answer: across runs, threads, processes and sizes of batches. See docs/guarantees.md."""
+"""The same seed gives the same results across runs, threads, processes and batch sizes; see docs/guarantees.md."""
 
 import os
 import subprocess
@@ -21,14 +21,13 @@ from undoor.networks.architectures import build_network
 from undoor.networks.classifier import Classifier
 
 SCORES_WITHIN = 1e-6
-"""By how much, in nats, an impurity may differ between numbers of threads, processes and sizes of batches.
+"""Largest difference of an impurity, in nats, between numbers of threads, of processes and of images in a batch.
 
-On the processors on which it was measured all bits are the same; others may have kernels that round otherwise.
+On the processors that were measured, all bits are the same. Kernels for other processors may round otherwise.
 """
 
-
 ROUNDING = 1e-7
-"""About half the distance of neighbouring float32 numbers, as a share of them."""
+"""Relative rounding error of a float32 number: about half the distance between neighbouring numbers."""
 
 
 @contextmanager
@@ -44,7 +43,7 @@ def threads(count):
 
 @pytest.fixture(scope="module")
 def attacked():
-    """A part of the digits with a backdoor that the network has learned; the last batch of 128 is one image."""
+    """A part of the digits with a backdoor. In batches of 128, the last batch is a single image."""
     digits = undoor.read("digits").take(np.arange(1200))
     attack = undoor.Attack.one_pixel(digits, sources=["7"], target="0", count=81, size=0.8)
     return undoor.poison(digits, attack)
@@ -61,7 +60,7 @@ def expected(attacked, victim):
         return undoor.scan(victim, attacked, ClusterImpurity(workers=1))
 
 
-def test_what_is_compared_says_something(expected):
+def test_the_results_that_are_compared_are_not_trivial(expected):
     assert expected.verdict == "poisoned"
     assert expected.classes_flagged == ("0",)
     assert expected.truth["tpr"] > 0.9
@@ -101,15 +100,15 @@ def test_a_lone_image_gives_the_bits_that_a_batch_does(name, shape):
     whole = classifier.features_and_logits(classifier.scale(images))
     for row in range(9):
         alone = classifier.features_and_logits(classifier.scale(images[row : row + 1]))
-        for one, of_all in zip(alone, whole, strict=True):
-            assert torch.equal(one[0], of_all[row])
+        for single, batch in zip(alone, whole, strict=True):
+            assert torch.equal(single[0], batch[row])
 
 
 RESULTS = ("samples.parquet", "clusters.parquet", "curves.parquet", "keep.txt", "drop.txt")
 
 
 def test_two_runs_write_the_same_bytes(attacked, tmp_path):
-    """Weights and findings, of processes that hash strings otherwise; of the findings also with other threads."""
+    """Processes with other hashes of strings write the same weights and findings; findings also with other threads."""
     write_parquet(attacked.take(np.arange(0, len(attacked), 3)), tmp_path / "data.parquet")
 
     def scan(name, count, *more):
@@ -127,17 +126,17 @@ def test_two_runs_write_the_same_bytes(attacked, tmp_path):
 
 
 def part_of(evidence, rows):
-    def of(outputs):
-        # They were kept in half precision; a network's own features hardly ever tie.
+    def part(outputs):
+        # These features were kept in half precision, so that some are equal. In a network's own features that is rare.
         drawn = np.random.default_rng(99).uniform(-1, 1, outputs.features.shape)
         return Outputs((outputs.features * (1 + 5e-4 * drawn)).astype(np.float32)[rows], outputs.logits[rows])
 
-    twins = {name: of(outputs) for name, outputs in evidence.filtered.items()}
-    return Evidence(of(evidence.plain), twins, evidence.labels[rows], evidence.ids[rows], evidence.class_names)
+    twins = {name: part(outputs) for name, outputs in evidence.filtered.items()}
+    return Evidence(part(evidence.plain), twins, evidence.labels[rows], evidence.ids[rows], evidence.class_names)
 
 
 def rounded_otherwise(evidence, seed):
-    """Return the evidence as a machine would yield it that rounds otherwise in the last bit."""
+    """Return the evidence of a machine that rounds the last bit otherwise."""
     drawn = np.random.default_rng(seed).uniform(-1, 1, evidence.plain.features.shape)
     features = (evidence.plain.features * (1 + ROUNDING * drawn)).astype(np.float32)
     assert not np.array_equal(features, evidence.plain.features)
@@ -148,21 +147,21 @@ def test_on_a_real_networks_evidence(real_data):
     whole, _ = real_evidence(real_data / "evidence" / "cifar10-multiple-source-0.25.npz")
     evidence = part_of(whole, slice(None, None, 4))
     with threads(1):
-        one = ClusterImpurity(workers=1)(evidence)
+        first = ClusterImpurity(workers=1)(evidence)
     with threads(2):
-        other = ClusterImpurity(workers=2)(evidence)
-    assert one.classes_flagged == ("bird",)
-    assert one.samples.equals(other.samples)
-    assert one.clusters.equals(other.clusters)
-    elsewhere = ClusterImpurity(workers=1)(rounded_otherwise(evidence, 0))
-    assert one.samples["flagged"].equals(elsewhere.samples["flagged"])
+        second = ClusterImpurity(workers=2)(evidence)
+    assert first.classes_flagged == ("bird",)
+    assert first.samples.equals(second.samples)
+    assert first.clusters.equals(second.clusters)
+    rounded = ClusterImpurity(workers=1)(rounded_otherwise(evidence, 0))
+    assert first.samples["flagged"].equals(rounded.samples["flagged"])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_features_that_are_rounded_otherwise_start_the_same_clusters(planted, seed):
-    """The order of rows is that of their values; by their last bits, every start would be another."""
+    """The starts depend on the values of the rows, but not on their last bits."""
     defense = ClusterImpurity(workers=1)
-    one, other = defense(planted.evidence), defense(rounded_otherwise(planted.evidence, seed))
-    assert one.samples[["cluster", "flagged"]].equals(other.samples[["cluster", "flagged"]])
-    criteria = one.curves["criterion"].to_numpy(), other.curves["criterion"].to_numpy()
+    first, second = defense(planted.evidence), defense(rounded_otherwise(planted.evidence, seed))
+    assert first.samples[["cluster", "flagged"]].equals(second.samples[["cluster", "flagged"]])
+    criteria = first.curves["criterion"].to_numpy(), second.curves["criterion"].to_numpy()
     assert np.allclose(*criteria, rtol=1e-5)

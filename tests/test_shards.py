@@ -1,4 +1,4 @@
-"""A pass that is cut into shards, killed, resumed, and larger than the memory."""
+"""A pass over the images that is cut into shards, killed, resumed, and larger than the memory."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from undoor.storage.mapped import mapped
 
 
 class Counted(Linear):
-    """Counts the images of its forward passes; fails at the k-th pass if told to."""
+    """Counts the images of its forward passes, and fails at a given pass."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
@@ -48,7 +48,8 @@ class Counted(Linear):
 
 
 def arrays(evidence):
-    return [values for one in (evidence.plain, *evidence.filtered.values()) for values in (one.features, one.logits)]
+    variants = (evidence.plain, *evidence.filtered.values())
+    return [values for outputs in variants for values in (outputs.features, outputs.logits)]
 
 
 def same(first, second):
@@ -72,7 +73,7 @@ def test_the_bits_do_not_depend_on_the_size_of_a_shard(monkeypatch, dataset, sha
     classifier = Classifier(build_network("small-cnn", (1, 12, 12), 3))
     filters = (Average(), Median())
     whole = collect(classifier, dataset, filters, batch_size=7)
-    # The pass as one would write it down: no shards, every batch by itself.
+    # A plain pass without shards.
     parts = [[], [], []]
     for start in range(0, 60, 7):
         x = classifier.scale(dataset.images[start : start + 7])
@@ -90,18 +91,18 @@ def test_the_bits_do_not_depend_on_the_size_of_a_shard(monkeypatch, dataset, sha
 
 
 @pytest.mark.parametrize("fail_at", [0, 3, 4, 9, 29])
-def test_an_interrupted_pass_goes_on_at_its_last_shard(small, dataset, tmp_path, fail_at):
+def test_an_interrupted_pass_continues_at_its_last_shard(small, dataset, tmp_path, fail_at):
     expected = small(Classifier(Linear()), dataset)
     folder = tmp_path / "evidence.part"
     with pytest.raises(KeyboardInterrupt), kept_until_done(folder):
         small(Classifier(Counted(fail_at)), dataset, folder=folder)
-    done = fail_at // 4  # of the two batches of a shard, each with its twins
+    done = fail_at // 4  # a shard takes four forward passes: two batches, each with its twins
     assert len(files(folder)) == done
     assert folder.exists() == (done > 0)
 
     model, seen = Counted(), []
     with kept_until_done(folder):
-        resumed = small(Classifier(model), dataset, folder=folder, on_batch=lambda *told: seen.append(told))
+        resumed = small(Classifier(model), dataset, folder=folder, on_batch=lambda *done: seen.append(done))
         assert len(files(folder)) == 8
     assert same(expected, resumed)
     assert sum(model.batches) == 2 * (60 - 8 * done)
@@ -110,7 +111,7 @@ def test_an_interrupted_pass_goes_on_at_its_last_shard(small, dataset, tmp_path,
     assert not folder.exists()
 
 
-def test_stale_shards_are_not_used(small, dataset, tmp_path):
+def test_shards_that_are_out_of_date_are_not_used(small, dataset, tmp_path):
     def images_computed(*arguments, **options):
         model = options.pop("model", None) or Counted()
         small(Classifier(model, **options), *arguments, folder=tmp_path)
@@ -131,7 +132,7 @@ def test_stale_shards_are_not_used(small, dataset, tmp_path):
     changed = replace(dataset, images=images)
     assert images_computed(changed) == 16  # the third shard and no other
     assert same(small(Classifier(Linear()), changed), small(Classifier(Counted()), changed, folder=tmp_path))
-    # Labels and ids are no part of what a network computes: they come from the data set.
+    # Labels and ids do not affect the outputs. They are taken from the data set.
     relabelled = replace(dataset, labels=np.roll(dataset.labels, 1))
     assert images_computed(relabelled) == 0
     assert np.array_equal(small(Classifier(Linear()), relabelled, folder=tmp_path).labels, relabelled.labels)
@@ -167,12 +168,12 @@ def test_a_corrupt_shard_is_computed_again(small, dataset, tmp_path, harm):
 
 
 @pytest.mark.parametrize("harm", ["pipe", "link", "larger than the memory"])
-def test_a_shard_that_is_no_usual_file_is_computed_again(small, dataset, tmp_path, harm):
+def test_a_shard_that_is_no_regular_file_is_computed_again(small, dataset, tmp_path, harm):
     expected = small(Classifier(Linear()), dataset, folder=tmp_path)
     file = files(tmp_path)[2]
     whole = file.read_bytes()
     file.unlink()
-    if harm == "pipe":  # a reader of which waits for ever
+    if harm == "pipe":  # opening it for reading would wait for ever
         os.mkfifo(file)
     elif harm == "link":
         file.symlink_to("/dev/zero")
@@ -184,7 +185,7 @@ def test_a_shard_that_is_no_usual_file_is_computed_again(small, dataset, tmp_pat
     assert not file.is_symlink()
 
 
-def test_arrays_survive_their_file(tmp_path):
+def test_arrays_are_read_as_they_were_written(tmp_path):
     generator = np.random.default_rng(0)
     wide = generator.normal(size=(5, 40)).astype(np.float32)
     written = [wide[:, ::2], wide.T[:5], np.zeros((5, 0), np.float32), *(wide[:, :k] for k in range(1, 12))]
@@ -196,10 +197,10 @@ def test_arrays_survive_their_file(tmp_path):
 def test_the_work_on_a_shard_can_be_sent_elsewhere(dataset):
     classifier = Classifier(build_network("small-cnn", (1, 12, 12), 3))
     work = partial(shard_outputs, classifier, filters=(Average(),), classes=3, batch_size=16)
-    here, there = work(dataset.images[:32]), pickle.loads(pickle.dumps(work))(dataset.images[:32])
-    for one, other in zip(here, there, strict=True):
-        assert np.array_equal(one.features, other.features)
-        assert np.array_equal(one.logits, other.logits)
+    expected, found = work(dataset.images[:32]), pickle.loads(pickle.dumps(work))(dataset.images[:32])
+    for first, second in zip(expected, found, strict=True):
+        assert np.array_equal(first.features, second.features)
+        assert np.array_equal(first.logits, second.logits)
 
 
 @pytest.mark.parametrize("where", ["folder", None])
@@ -207,7 +208,7 @@ def test_beyond_the_budget_the_outputs_are_memory_mapped(monkeypatch, small, dat
     folder = tmp_path / "shards" if where else None
     expected = small(Classifier(Linear()), dataset)
     monkeypatch.setattr(module, "MEMORY_BUDGET", 2 * 4 * 60 * (8 + 3) - 1)
-    monkeypatch.setattr(module, "BLOCK", 100)  # three rows
+    monkeypatch.setattr("undoor.evidence.evidence.BLOCK", 100)  # three rows
     images = mapped(dataset.images.shape, np.uint8)
     images[:] = dataset.images
     found = small(Classifier(Linear()), replace(dataset, images=images), folder=folder)
@@ -222,7 +223,7 @@ def test_beyond_the_budget_the_outputs_are_memory_mapped(monkeypatch, small, dat
 
 
 def test_a_value_that_is_not_finite_is_found_in_every_block(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 100)
+    monkeypatch.setattr("undoor.evidence.evidence.BLOCK", 100)
     for row in (0, 4, 29):
         features = np.zeros((30, 7), np.float32)
         features[row, 2] = np.inf
@@ -253,7 +254,7 @@ cli.main()
 """
 
 
-def test_a_scan_that_is_killed_goes_on(monkeypatch, tmp_path, capsys):
+def test_a_killed_scan_resumes(monkeypatch, tmp_path, capsys):
     dataset = make_dataset()
     np.savez(tmp_path / "images.npz", images=dataset.images, labels=dataset.labels)
     torch.save(Linear().state_dict(), tmp_path / "weights.pt")
@@ -286,7 +287,7 @@ def test_a_scan_that_is_killed_goes_on(monkeypatch, tmp_path, capsys):
     for name in ("samples.parquet", "clusters.parquet", "drop.txt"):
         assert (out / name).read_bytes() == (tmp_path / "elsewhere" / name).read_bytes()
 
-    # Killed when all was written but for the shards: they go when the command is given again.
+    # If a scan is killed after its findings are written, its shards are removed when the command is run again.
     (out / "evidence.part").mkdir()
     (out / "evidence.part" / "left.safetensors").write_bytes(b"left")
     monkeypatch.setattr(sys, "argv", ["undoor", *command, str(out)])
@@ -307,7 +308,7 @@ FINDINGS = [
 
 
 class Slow(Linear):
-    """Notes every forward pass in a file, after some time."""
+    """Takes some time for every forward pass, and appends a dot to a file for each."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         time.sleep(float(os.environ["SECONDS"]))

@@ -1,4 +1,4 @@
-"""A step does what a plain loop does, on a CPU to the last bit, on a GPU captured and many at once."""
+"""The steps of a training are those of a plain loop, on a CPU to the last bit; trainings end and resume alone."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from torch import nn
 from conftest import Linear, make_dataset
 from undoor.errors import UndoorError
 from undoor.networks import steps as steps_module
-from undoor.networks import training
 from undoor.networks.checkpoint import Checkpoint
+from undoor.networks.jobs import Job, initial_network, new_training
 from undoor.networks.recipes import PRESETS
 from undoor.networks.steps import augment, draw_epoch, loss_and_tally
-from undoor.networks.training import DivergedError, Job, train, train_many
+from undoor.networks.training import DivergedError, train, train_many
 
 FAST = replace(PRESETS["fast"], epochs=3, batch_size=16, learning_rate=0.05)
 PAPER = replace(PRESETS["paper"], epochs=3, batch_size=16)
@@ -29,12 +29,12 @@ def weights(model):
 
 
 def learned(model):
-    """Return the parameters alone: batch statistics and counters move without anything being learned."""
+    """Return the parameters alone, because batch statistics and counters change without anything being learned."""
     return torch.cat([parameter.detach().cpu().flatten().float() for parameter in model.parameters()])
 
 
 def plain_loop(data, recipe, model):
-    """Train as one would write it down: shuffled batches, and nothing drawn in advance."""
+    """Train with a loop as in a textbook: shuffled batches, and nothing drawn in advance."""
     model.to(memory_format=torch.channels_last).train()
     parameters, decay = model.parameters(), recipe.weight_decay
     if recipe.optimizer == "adam":
@@ -56,32 +56,33 @@ def plain_loop(data, recipe, model):
     return model.to(memory_format=torch.contiguous_format).eval()
 
 
-def start(recipe, device="cpu", data=None):
-    data = make_dataset() if data is None else data
-    return training._training(Job(data, recipe), data.images, torch.device(device))
+def start(recipe):
+    data = make_dataset()
+    return new_training(Job(data, recipe), data.images, torch.device("cpu"))
 
 
-def advance(started, epochs, first=0):
+def advance(training, epochs, first=0):
+    """Train the epochs from ``first`` on, and return the parameters."""
     for epoch in range(first, epochs):
-        started.begin(epoch, started.draw(epoch))
-        for step in range(started.steps):
-            started.advance(step)
-    return learned(started.model)
+        training.begin(epoch, training.draw(epoch))
+        for step in range(training.steps):
+            training.advance(step)
+    return learned(training.model)
 
 
-def way_apart(first, second, job):
-    """Return how far two trained networks are apart, as a share of the way that the second one has gone.
+def distance(first, second, job):
+    """Return the distance of two trained networks, as a share of the distance of the second from its initial weights.
 
-    Kernels on a GPU may add in another order, so that two results are never quite the same.
+    Kernels on a GPU may add in another order, so that two trainings hardly ever give exactly the same network.
     """
-    begin = learned(start(job.recipe, data=job.dataset).model)
-    return float((learned(first) - learned(second)).norm() / (learned(second) - begin).norm())
+    initial = learned(initial_network(job, job.dataset.images))
+    return float((learned(first) - learned(second)).norm() / (learned(second) - initial).norm())
 
 
 @pytest.mark.parametrize("recipe", [FAST, replace(PAPER, augment=False)], ids=["sgd", "adam"])
 def test_training_is_the_plain_loop_to_the_last_bit(recipe):
     recipe, data = replace(recipe, precision="float32"), make_dataset(channels=3)
-    model = training._prepared(data, recipe, None, data.images)
+    model = initial_network(Job(data, recipe), data.images)
     assert torch.equal(weights(train(data, recipe, device="cpu")), weights(plain_loop(data, recipe, model)))
 
 
@@ -131,12 +132,12 @@ def test_augmentation_shifts_then_flips_and_repeats_the_border():
 
 
 @pytest.mark.parametrize("recipe", [FAST, PAPER], ids=["sgd", "adam"])
-def test_a_state_goes_on_as_if_nothing_had_been(recipe):
+def test_a_training_continues_from_a_state_as_if_undisturbed(recipe):
     expected = advance(start(recipe), 3)
     first = start(recipe)
     advance(first, 2)
     state = first.state()
-    advance(first, 3, first=2)  # the state is a copy
+    advance(first, 3, first=2)  # this does not change the state, which is a copy
     second = start(recipe)
     second.load(state)
     assert torch.equal(advance(second, 3, first=2), expected)
@@ -157,7 +158,7 @@ def test_the_warm_up_before_a_capture_leaves_no_trace(recipe, done):
     assert torch.equal(advance(warm, 3, first=done), expected)
 
 
-def test_many_are_trained_as_one_by_one():
+def test_several_trainings_give_the_networks_of_single_ones():
     def without_dropout():
         network = Linear()
         network.dropout = nn.Identity()
@@ -167,18 +168,17 @@ def test_many_are_trained_as_one_by_one():
     jobs = [Job(make_dataset(), FAST), Job(other, PAPER), Job(other, replace(FAST, epochs=1), without_dropout())]
     steps = []
     many = train_many(jobs, device="cpu", on_step=lambda number, step: steps.append((number, step.epoch, step.step)))
-    one_by_one = [
+    single = [
         train(make_dataset(), FAST, device="cpu"),
         train(other, PAPER, device="cpu"),
         train(other, replace(FAST, epochs=1), without_dropout(), device="cpu"),
     ]
     assert many[2] is jobs[2].network
-    for first, second in zip(many, one_by_one, strict=True):
+    for first, second in zip(many, single, strict=True):
         assert not first.training
         assert torch.equal(weights(first), weights(second))
-    lengths = [(number, epoch, step) for number in range(3) for epoch in (1, 2, 3)[: jobs[number].recipe.epochs]
-               for step in (1, 2, 3)]  # fmt: skip
-    assert steps == lengths
+    epochs = [(number, epoch) for number, count in enumerate((3, 3, 1)) for epoch in range(1, count + 1)]
+    assert steps == [(*epoch, step) for epoch in epochs for step in (1, 2, 3)]
     assert train_many([]) == []
 
 
@@ -215,21 +215,21 @@ def test_a_budget_that_ends_leaves_every_training_resumable(tmp_path, device):
         train_many(jobs, device=device, on_step=budget)
     seen = set()
     resumed = train_many(jobs, device=device, on_step=lambda number, step: seen.add((number, step.epoch)))
-    # On a CPU the report comes after every step: the first was done, and the third not begun. On a GPU it comes after
-    # the checkpoint of the epoch, and the third had not been looked at since its second epoch.
+    # On a CPU every step is reported: the first training had ended, and the third had not begun. On a GPU the last step
+    # of an epoch is reported after its checkpoint, and the third training had reported nothing since its second epoch.
     expected = {"cpu": {(1, 3), (1, 4), (2, 1), (2, 2), (2, 3)}, "cuda": {(1, 4), (2, 3)}}
     assert seen == expected[device]
     undisturbed = train_many([replace(job, checkpoint=None) for job in jobs], device=device)
     for job, first, second in zip(jobs, resumed, undisturbed, strict=True):
         assert torch.equal(weights(first), weights(second)) or device == "cuda"
-        assert way_apart(first, second, job) < 0.2
+        assert distance(first, second, job) < 0.2
 
 
 def test_a_training_that_never_learns_is_far_from_one_that_does():
     job = Job(make_dataset(), FAST)
     idle, learning = (train(job.dataset, replace(FAST, learning_rate=rate), device="cpu") for rate in (1e-12, 0.05))
-    assert way_apart(idle, learning, job) > 0.9
-    assert way_apart(learning, learning, job) == 0
+    assert distance(idle, learning, job) > 0.9
+    assert distance(learning, learning, job) == 0
 
 
 def test_batches_are_counted_as_if_every_step_had_counted_them():
@@ -238,7 +238,7 @@ def test_batches_are_counted_as_if_every_step_had_counted_them():
     assert all(int(counter) == 3 * 3 for counter in counters)
 
     class Averaging(Linear):
-        """Its batch norm reads its counter: without a momentum it averages over all batches."""
+        """Its batch norm reads its counter, because it has no momentum and averages over all batches."""
 
         def __init__(self):
             super().__init__()
@@ -274,7 +274,7 @@ def test_checkpoints_of_earlier_versions_are_read():
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["gathered", "held"])
-def test_networks_of_one_structure_share_what_is_compiled(monkeypatch, held):
+def test_networks_of_the_same_structure_share_compiled_code(monkeypatch, held):
     graphs = []
 
     def count(graph, _):
@@ -283,7 +283,7 @@ def test_networks_of_one_structure_share_what_is_compiled(monkeypatch, held):
 
     def run(recipe, data):
         images = torch.tensor(data.images) if held else data.images
-        advance(training._training(Job(data, recipe), images, torch.device("cpu")), 1)
+        advance(new_training(Job(data, recipe), images, torch.device("cpu")), 1)
 
     def shapes(graph):
         inputs = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
@@ -292,8 +292,8 @@ def test_networks_of_one_structure_share_what_is_compiled(monkeypatch, held):
     torch._dynamo.reset()
     compiled = torch.compile(loss_and_tally, dynamic=False, backend=count)
     monkeypatch.setattr(steps_module, "compiled_loss_and_tally", lambda: compiled)
-    monkeypatch.setattr(training, "COMPILE_PIXELS", 0)
-    for seed in range(10):  # sets of several sizes, as they are without what a defence flagged
+    monkeypatch.setattr("undoor.networks.jobs.COMPILE_PIXELS", 0)
+    for seed in range(10):  # sets of several sizes, as after the removal of flagged images
         run(replace(PAPER, epochs=1, seed=seed), make_dataset(n_per_class=20 + seed))
     assert len(graphs) == 1
     for seed in range(2):
@@ -301,13 +301,13 @@ def test_networks_of_one_structure_share_what_is_compiled(monkeypatch, held):
     assert len(graphs) == 2
     for graph, batch in zip(graphs, (16, 10), strict=True):
         assert (5, batch) in shapes(graph)
-        # No size is a symbol but the number of images that a GPU holds.
+        # The only symbolic size is the number of images in the memory of a GPU.
         symbols = [size for shape in shapes(graph) for size in shape if not isinstance(size, int)]
         assert len(symbols) == held
     torch._dynamo.reset()
 
 
-def test_on_a_gpu_checkpoints_wait_and_a_failure_still_writes_the_newest(tmp_path, monkeypatch):
+def test_checkpoints_come_after_a_pause_and_a_failure_still_writes_the_newest(tmp_path, monkeypatch):
     path, clock = tmp_path / "m.checkpoint", [0.0]
     monkeypatch.setattr("undoor.networks.checkpoint.time.monotonic", lambda: clock[0])
 
@@ -317,8 +317,8 @@ def test_on_a_gpu_checkpoints_wait_and_a_failure_still_writes_the_newest(tmp_pat
     def fail():
         with Checkpoint(path, pause=20.0) as checkpoint:
             checkpoint.resume({}, torch.device("cpu"))
-            for epoch, now, expected in ((1, 5, None), (2, 21, 2), (3, 30, 2), (4, 41, 4), (5, 99, 4)):
-                clock[0] = now
+            for epoch, seconds, expected in ((1, 5, None), (2, 21, 2), (3, 30, 2), (4, 41, 4), (5, 99, 4)):
+                clock[0] = seconds
                 checkpoint.keep({"epoch": epoch}, last=epoch == 5)
                 assert written() == expected
             raise KeyboardInterrupt

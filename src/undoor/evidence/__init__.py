@@ -1,4 +1,4 @@
-"""What a network says of every training image, before and after a filter."""
+"""The features and logits of a network on every training image, before and after an image filter."""
 
 from undoor.evidence.evidence import Evidence, Outputs
 

@@ -1,4 +1,4 @@
-"""What a network makes of every training image, before and after a filter: all that a training-set defence sees."""
+"""The outputs of a network on every training image: the only input of the training-set defenses."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,16 +11,22 @@ from undoor.errors import UndoorError
 from undoor.storage.mapped import release
 
 BLOCK = 2**25
-"""Bytes of features or logits that are looked at at a time."""
+"""Number of bytes of features or logits that are read at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What the network makes of a set of images.
+    """The outputs of a network on N images.
 
     Args:
-        features: (N, t) float32, the input of its last linear layer.
+        features: (N, t) float32, the penultimate features.
         logits: (N, K) float32.
+
+    Examples:
+        >>> import numpy as np, undoor
+        >>> features = np.zeros((2, 5), dtype=np.float32)
+        >>> undoor.Outputs(features, np.array([[0, 1, 0], [3, 2, 1]], dtype=np.float32)).decisions
+        array([1, 0])
 
     """
 
@@ -29,22 +35,34 @@ class Outputs:
 
     @cached_property
     def decisions(self) -> NDArray[np.int64]:
-        """(N,) the class with the highest logit."""
+        """(N,) the class with the largest logit."""
         return np.concatenate([np.argmax(block, axis=1) for block in _blocks(self.logits)])
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the network makes of every training image x and of its filtered twins h(x).
+    """The outputs of a network on every training image x and on its filtered twins h(x).
 
-    It holds neither truth nor target nor poisoning rate, and can be built from arrays without a network.
+    Evidence holds neither the truth nor the target class nor the poisoning rate. It can be built from arrays without
+    a network.
 
     Args:
         plain: outputs on x.
-        filtered: outputs on h(x) for each filter h, by the filter's name.
+        filtered: outputs on h(x) for each image filter h, by the filter's name.
         labels: (N,) int64.
         ids: (N,) str.
         class_names: K names.
+
+    Raises:
+        UndoorError: the shapes do not fit together, a label is no class, or features or logits are not finite.
+
+    Examples:
+        >>> import numpy as np, undoor
+        >>> outputs = undoor.Outputs(np.ones((2, 5), dtype=np.float32), np.eye(2, 3, dtype=np.float32))
+        >>> labels, ids, names = np.array([0, 1]), np.array(["a.png", "b.png"]), ("cat", "dog", "bird")
+        >>> evidence = undoor.Evidence(outputs, {"average:2": outputs}, labels, ids, names)
+        >>> evidence.plain.decisions
+        array([0, 1])
 
     """
 

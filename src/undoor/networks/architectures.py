@@ -1,6 +1,6 @@
 """Victim networks: ResNet-20 for 32×32 images and a small CNN for smaller ones.
 
-Both take float images in [0, 1] and normalise them themselves, so that their weights are all they need.
+Both take float images in [0, 1]. Mean and standard deviation of the training set are kept with the weights.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from undoor.errors import UndoorError
 
 
 class Normalise(nn.Module):
-    """Subtract a mean image and divide by a standard deviation, both kept with the weights.
+    """Subtract a mean image and divide by a standard deviation, which are both kept with the weights.
 
     Args:
-        mean: (C, H, W) or (C, 1, 1), in [0, 1].
-        std: likewise.
+        mean: (C, H, W) or (C, 1, 1), in the units of the images.
+        std: (C, H, W) or (C, 1, 1), in the units of the images.
 
     """
 
@@ -36,7 +36,7 @@ class Normalise(nn.Module):
 
 
 class _Block(nn.Module):
-    """The basic residual block, with the parameter-free shortcut (option A) where it changes size."""
+    """The basic residual block. Where it changes the size, its shortcut has no parameters (option A of the paper)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """ResNet-20 for small images (He, Zhang, Ren, Sun, CVPR 2016, section 4.2); 64 penultimate features."""
+    """ResNet-20 for small images (He, Zhang, Ren, Sun, CVPR 2016, section 4.2), with 64 penultimate features."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -93,22 +93,25 @@ class SmallCNN(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"resnet20": ResNet20, "small-cnn": SmallCNN}
-"""The networks that come with undoor: name → constructor (channels, classes)."""
+"""The networks that come with undoor, by name. The constructors take the numbers of channels and of classes."""
 
 
 def default_network(height: int, width: int) -> str:
-    """Return the name of the network for images of this size."""
+    """Return the name of the network for images of this height and width in pixels."""
     return "small-cnn" if max(height, width) < 24 else "resnet20"
 
 
 def build_network(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0) -> nn.Sequential:
-    """Return a freshly initialised network behind an identity normalisation.
+    """Return a new network behind a normalisation that changes nothing yet.
 
     Args:
         name: a key of ``NETWORKS``.
-        shape: (C, H, W) of the images; the normalisation has one mean a pixel and one deviation a channel.
-        classes: K.
-        seed: of the initial weights (He initialisation); the global random state stays as it is.
+        shape: (C, H, W) of the images. The normalisation has a mean for each pixel and a deviation for each channel.
+        classes: K, the number of classes.
+        seed: determines the initial weights (He initialisation). The global random state stays as it is.
+
+    Raises:
+        UndoorError: there is no network of this name.
 
     """
     if name not in NETWORKS:

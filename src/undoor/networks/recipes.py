@@ -1,4 +1,4 @@
-"""How victims are trained: presets, and what they set."""
+"""How victims are trained: settings, and presets of them."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,19 +11,19 @@ class Recipe:
     """How a network is trained.
 
     Args:
-        name: of the preset.
-        epochs: passes over the training set.
-        batch_size: images a step.
-        optimizer: "adam", or "sgd" with Nesterov momentum 0.9.
-        learning_rate: the highest.
-        schedule: "one-cycle" rises linearly for a quarter of the steps and falls linearly to zero;
-            "steps" multiplies by 0.1, 0.01, 0.001, 0.0005 after 40, 60, 80 and 90 % of the epochs.
-        weight_decay: of all parameters.
-        augment: shift every image by up to a tenth of its size and flip half of them.
-        normalisation: subtract the mean "pixel" by pixel, or the mean of each "channel" and divide by its
-            standard deviation.
-        precision: of the forward pass; "bf16" only where the processor computes in it.
-        seed: of the initial weights, the order of the images and the augmentation.
+        name: name of the preset.
+        epochs: number of passes over the training set.
+        batch_size: number of images in a step.
+        optimizer: "adam", or "sgd" with a Nesterov momentum of 0.9.
+        learning_rate: the largest learning rate of the schedule.
+        schedule: "one-cycle" rises linearly for a quarter of the steps and then falls linearly to zero. "steps"
+            multiplies the learning rate by 0.1, 0.01, 0.001 and 0.0005 after 40, 60, 80 and 90 % of the epochs.
+        weight_decay: factor of the weight decay, which applies to all parameters.
+        augment: whether every image is shifted by up to a tenth of its size, and half of the images are flipped.
+        normalisation: "pixel" subtracts the mean of each pixel; "channel" subtracts the mean of each channel and
+            divides by its standard deviation.
+        precision: precision of the forward pass. "bf16" applies only where the processor has instructions for it.
+        seed: determines the initial weights, the order of the images and the augmentation.
 
     """
 
@@ -40,7 +40,7 @@ class Recipe:
     seed: int = 0
 
     def rate(self, progress: float) -> float:
-        """Return the learning rate at ``progress`` in [0, 1)."""
+        """Return the learning rate at ``progress`` in [0, 1), the share of the steps that are done."""
         if self.schedule == "one-cycle":
             return self.learning_rate * min(progress / 0.25, (1 - progress) / 0.75)
         passed = sum(progress >= mark for mark in (0.4, 0.6, 0.8, 0.9))
@@ -54,38 +54,57 @@ PRESETS = {
     "cpu": Recipe("cpu", 30, 128, "sgd", 0.2, "one-cycle", 5e-4, False, "channel", "bf16"),
     "fast": Recipe("fast", 14, 128, "sgd", 0.2, "one-cycle", 5e-4, False, "channel", "bf16"),
 }
-"""``paper``: the 200 epochs of the MLSP 2019 experiments (optimiser and augmentation inferred).
+"""The presets by their names.
 
-``paper-bf16``: the same with a forward pass in bf16, which a GPU computes faster. It has a name of its own because
-it is not the paper's precision.
+``paper``: the 200 epochs of the MLSP 2019 experiments. Optimiser and augmentation are inferred.
 
-``large-batch``: fewer and larger steps, for a GPU. It stands in for ``paper`` in a result only once its clean
-accuracy and its attack success rate were compared with those of ``paper`` on the same data, which is not done yet.
+``paper-bf16``: the same with a forward pass in bf16, which is faster on a GPU. It has its own name because it is not
+the paper's precision.
 
-``cpu``: the schedule with which the tables of the paper are made on a CPU: about half an hour a network on two cores.
+``large-batch``: fewer and larger steps, for a GPU. It may replace ``paper`` in a result only after its clean accuracy
+and its attack success rate have been compared with those of ``paper`` on the same data. This is not done yet.
 
-``fast``: a shorter one. Neither of the two augments: a network that trains for so few epochs does not learn a
-one-pixel trigger that every augmentation moves to another place.
+``cpu``: the schedule of the paper's tables on a CPU, where it takes about half an hour for a network on two cores.
+
+``fast``: a shorter schedule. Neither ``cpu`` nor ``fast`` augments: in so few epochs a network does not learn a
+one-pixel trigger that every augmentation moves to another position.
 """
 
 
-STEPS = 500
-"""Of a training, at least: a small set makes few a pass, and what is planted in it is then not learned."""
+FEWEST_STEPS = 500
+"""Least number of steps of a training. A small set has few steps in an epoch, too few to learn a planted trigger."""
 
-LONGEST = 100
-"""Epochs, at most, for the sake of ``STEPS``."""
+MOST_EPOCHS = 100
+"""Largest number of epochs that ``long_enough`` chooses."""
 
 
 def long_enough(chosen: Recipe, images: int) -> Recipe:
-    """Return the recipe with so many epochs that a training on so many images takes ``STEPS``; no fewer than it has."""
+    """Return the recipe with enough epochs for ``FEWEST_STEPS`` on this number of images, but not with fewer epochs."""
     steps = max(1, images // chosen.batch_size)
-    return replace(chosen, epochs=max(chosen.epochs, min(LONGEST, -(-STEPS // steps))))
+    return replace(chosen, epochs=max(chosen.epochs, min(MOST_EPOCHS, -(-FEWEST_STEPS // steps))))
 
 
 def recipe(
     preset: str = "fast", *, epochs: int | None = None, learning_rate: float | None = None, seed: int = 0
 ) -> Recipe:
-    """Return a preset, with another number of epochs or another highest learning rate if one is given."""
+    """Return a preset, with another number of epochs or another largest learning rate if one is given.
+
+    Args:
+        preset: a key of ``PRESETS``.
+        epochs: number of passes over the training set.
+        learning_rate: the largest learning rate of the schedule.
+        seed: determines the initial weights, the order of the images and the augmentation.
+
+    Raises:
+        UndoorError: there is no such preset, or a number is out of its range.
+
+    Examples:
+        >>> import undoor
+        >>> chosen = undoor.recipe("paper", epochs=20, seed=1)
+        >>> chosen.optimizer, chosen.epochs, chosen.batch_size
+        ('adam', 20, 32)
+
+    """
     if preset not in PRESETS:
         raise UndoorError(f"there is no preset {preset!r}; choose {' or '.join(PRESETS)}")
     if epochs is not None and epochs < 1:

@@ -5,29 +5,23 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 MEASURED_STEPS = 50
-"""Steps of every training from which the time of the rest is estimated."""
+"""Number of steps of every training that are timed to estimate the time of the remaining steps."""
 
 
-class TakesTurns(Protocol):
-    """A training that is advanced step by step."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to do; further turns do nothing."""
-        ...
+class _Run(Protocol):
+    """A training that is advanced step by step; ``turn`` launches a step without waiting for the device."""
 
     @property
-    def steps_left(self) -> int:
-        """How many steps are left."""
-        ...
+    def ended(self) -> bool: ...
 
-    def turn(self) -> None:
-        """Launch the next step, without waiting for the device."""
-        ...
+    @property
+    def steps_left(self) -> int: ...
+
+    def turn(self) -> None: ...
 
 
 def take_turns(
-    runs: Sequence[TakesTurns],
+    runs: Sequence[_Run],
     *,
     seconds: float | None = None,
     wait: Callable[[], None] = lambda: None,
@@ -35,49 +29,48 @@ def take_turns(
 ) -> None:
     """Advance all trainings to their end.
 
-    Trainings that share a device slow each other down, although all of them together advance faster than one after
-    another. If there is a limit of time, those at the end of ``runs`` therefore wait until the others have ended,
-    as many of them as is needed for the others to end in time. If not even the first one alone would end in time,
-    none waits.
+    Trainings that share a device slow each other down, but all together advance faster than one after another. With a
+    limit of time, the last of the ``runs`` wait until the others have ended: as many of them as necessary for the
+    others to end in time. If even the first training alone would not end in time, none waits.
 
     Args:
-        runs: the most important first.
-        seconds: the limit; None if there is none.
-        wait: waits until the device has done all that was launched.
+        runs: the trainings, the most important first.
+        seconds: the limit of time; None if there is none.
+        wait: waits until the device has finished everything that was launched.
         clock: returns the time in seconds.
 
     """
     deadline = None if seconds is None else clock() + seconds
     waiting = list(runs)
     while waiting:
-        count = len(waiting) if deadline is None else _how_many(waiting, deadline, wait, clock)
+        count = len(waiting) if deadline is None else _count_in_time(waiting, deadline, wait, clock)
         together, waiting = waiting[:count], waiting[count:]
         while not all(run.ended for run in together):
             _turn_each(together)
 
 
-def _how_many(runs: Sequence[TakesTurns], deadline: float, wait: Callable[[], None], clock: Callable[[], float]) -> int:
-    """Return how many of the first trainings can go on together and end before the deadline.
+def _count_in_time(runs: Sequence[_Run], deadline: float, wait: Callable[[], None], clock: Callable[[], float]) -> int:
+    """Return how many of the first trainings can advance together and end before the deadline.
 
-    The steps that are measured are steps of the trainings: none is lost.
+    The steps that are timed are steps of the trainings, so that no time is lost.
     """
     count = len(runs)
     while count:
         together = runs[:count]
         wait()
-        begun = clock()
+        start = clock()
         for _ in range(MEASURED_STEPS):
             _turn_each(together)
         wait()
-        now = clock()
-        left = max(run.steps_left for run in together)
-        if now + left * (now - begun) / MEASURED_STEPS <= deadline:
+        end = clock()
+        steps = max(run.steps_left for run in together)
+        if end + steps * (end - start) / MEASURED_STEPS <= deadline:
             return count
         count = count * 3 // 4
     return len(runs)
 
 
-def _turn_each(runs: Sequence[TakesTurns]) -> None:
+def _turn_each(runs: Sequence[_Run]) -> None:
     for run in runs:
         if not run.ended:
             run.turn()

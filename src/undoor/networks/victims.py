@@ -1,4 +1,4 @@
-"""Victims in files: trained once, resumed when interrupted, found again when nothing changed."""
+"""Victims in files: trained once, resumed if interrupted, and loaded again if nothing has changed."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,24 +10,25 @@ from torch import nn
 from undoor.data.dataset import Dataset
 from undoor.errors import UndoorError, UndoorNotice
 from undoor.networks.architectures import NETWORKS, default_network
+from undoor.networks.jobs import Job
 from undoor.networks.recipes import Recipe
-from undoor.networks.training import Job, Step, Trained, succeeded, train_many
+from undoor.networks.training import Step, Trained, succeeded, train_many
 from undoor.networks.weights import Architecture, call_factory, load_model, read_architecture, save_model
 
 LARGE = 64
-"""Pixels of height or width beyond which the networks that come with undoor are slow to train."""
+"""Height or width in pixels beyond which the networks that come with undoor are slow to train."""
 
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """A network that is wanted in a file.
+    """A network that a file should hold.
 
     Args:
         dataset: the training set.
         recipe: how to train.
-        path: the file, ``.safetensors``.
-        network: a name from ``undoor.networks.architectures`` or ``package.module:factory``; by default what fits the
-            images.
+        path: the file, which ends in ``.safetensors``.
+        network: a name from ``undoor.networks.architectures`` or ``package.module:factory``. By default the network
+            depends on the size of the images.
 
     """
 
@@ -38,11 +39,11 @@ class Wanted:
 
     @property
     def checkpoint(self) -> Path:
-        """Where an interrupted training is kept."""
+        """The file from which an interrupted training resumes."""
         return self.path.with_suffix(".checkpoint")
 
     def architecture(self) -> Architecture:
-        """Return what the file will say of the network."""
+        """Return the description of the network that is written with its weights."""
         channels, height, width = self.dataset.images.shape[1:]
         name = self.network or default_network(height, width)
         described = {**asdict(self.recipe), "data": self.dataset.fingerprint()}
@@ -58,10 +59,10 @@ def fit_victim(
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> nn.Module:
-    """Return the network that ``recipe`` trains on ``dataset``, kept in ``path``; see ``fit_victims``.
+    """Return the network that ``recipe`` trains on ``dataset``, which is kept in ``path``; see ``fit_victims``.
 
     Raises:
-        DivergedError: if the loss is no longer a number.
+        DivergedError: the loss is no longer a number.
 
     """
     report = None if on_step is None else lambda _, step: on_step(step)
@@ -76,56 +77,61 @@ def fit_victims(
     seconds: float | None = None,
     on_step: Callable[[int, Step], None] | None = None,
 ) -> list[Trained]:
-    """Return networks that are kept in files; those that are missing are trained, on a GPU together.
+    """Return networks that are kept in files. Missing networks are trained, on a GPU together.
 
-    If a file already holds this very network, trained on this very data, it is loaded. Each network is written as
-    soon as its training ends; a training that was interrupted goes on from the file beside it that ends in
-    ``.checkpoint``. In the place of a network whose training diverged stands the error that says so.
+    A file that holds this very network, trained on this very data, is loaded. Each new network is written as soon as
+    its training ends. An interrupted training resumes from the file beside it that ends in ``.checkpoint``.
 
     Args:
         wanted: the networks, the most important first.
-        overwrite: replace another file at a path, or the checkpoint of another training.
-        capture: as in ``train_many``, like the next.
-        seconds: within which as many trainings as possible are to end.
-        on_step: called after every training step, with the number of the training among those that are missing.
+        overwrite: replace files of other networks and checkpoints of other trainings instead of raising an error.
+        capture: as in ``train_many``.
+        seconds: time within which as many trainings as possible should end, as in ``train_many``.
+        on_step: called after training steps with the index of the training among those that are missing.
+
+    Returns:
+        The networks in the order of ``wanted``, or the error of a training that diverged.
+
+    Raises:
+        UndoorError: a file holds another network, a name does not end in ``.safetensors``, or a set cannot be learned.
 
     """
-    models: dict[int, Trained] = {}
+    outcomes: dict[int, Trained] = {}
     jobs: dict[int, Job] = {}
     architectures = []
-    for number, one in enumerate(wanted):
-        _require_trainable(one)
-        architectures.append(architecture := one.architecture())
-        if one.path.exists():
-            if read_architecture(one.path) == architecture:
-                models[number] = load_model(one.path, architecture.network)[0].eval()
-                if one.checkpoint.exists():  # its training was killed after the network had been written
-                    one.checkpoint.unlink(missing_ok=True)
+    for index, victim in enumerate(wanted):
+        _require_trainable(victim)
+        architectures.append(architecture := victim.architecture())
+        if victim.path.exists():
+            if read_architecture(victim.path) == architecture:
+                outcomes[index] = load_model(victim.path, architecture.network)[0].eval()
+                if victim.checkpoint.exists():  # the process was killed after it had written the network
+                    victim.checkpoint.unlink(missing_ok=True)
                 continue
             if not overwrite:
-                raise UndoorError(f"{one.path} holds another network; choose another --out or add --overwrite")
+                raise UndoorError(f"{victim.path} holds another network; choose another --out or add --overwrite")
         name = architecture.network
-        module = name if name in NETWORKS else call_factory(name)
-        jobs[number] = Job(one.dataset, one.recipe, module, one.checkpoint)
+        network = name if name in NETWORKS else call_factory(name)
+        jobs[index] = Job(victim.dataset, victim.recipe, network, victim.checkpoint)
     missing = list(jobs)
 
-    def keep(place: int, trained: Trained) -> None:
-        number = missing[place]
+    def keep(job: int, trained: Trained) -> None:
+        index = missing[job]
         if isinstance(trained, nn.Module):
-            save_model(trained, architectures[number], wanted[number].path)
-        wanted[number].checkpoint.unlink(missing_ok=True)
-        models[number] = trained
+            save_model(trained, architectures[index], wanted[index].path)
+        wanted[index].checkpoint.unlink(missing_ok=True)
+        outcomes[index] = trained
 
     train_many(list(jobs.values()), overwrite=overwrite, capture=capture, seconds=seconds, on_step=on_step, on_end=keep)
-    return [models[number] for number in range(len(wanted))]
+    return [outcomes[index] for index in range(len(wanted))]
 
 
-def _require_trainable(wanted: Wanted) -> None:
-    if wanted.path.suffix != ".safetensors":
-        raise UndoorError(f"{wanted.path} should end in .safetensors; choose such a name for --out")
-    wanted.dataset.require_classes()
-    height, width = wanted.dataset.images.shape[2:]
-    if wanted.network is None and max(height, width) > LARGE:
+def _require_trainable(victim: Wanted) -> None:
+    if victim.path.suffix != ".safetensors":
+        raise UndoorError(f"{victim.path} should end in .safetensors; choose such a name for --out")
+    victim.dataset.require_classes()
+    height, width = victim.dataset.images.shape[2:]
+    if victim.network is None and max(height, width) > LARGE:
         warnings.warn(
             f"training on images of {height}×{width} pixels takes long; add --image-size 32, "
             "or give a network of your own",

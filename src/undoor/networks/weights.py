@@ -1,4 +1,4 @@
-"""Networks in files: weights and what they belong to, never code."""
+"""Networks in files: their weights and a description of the network, never code."""
 
 import importlib
 import json
@@ -22,22 +22,22 @@ from undoor.safe.torch_files import load_tensors
 from undoor.storage.atomic import atomic
 
 EXECUTABLE = {".pkl", ".pickle", ".pt2", ".joblib", ".mar"}
-
+"""Endings of files that run code when they are loaded."""
 
 SHAPE_PIXELS = 2**20
-"""Of the images that a network was trained on, as its file tells: its mean image has as many numbers."""
+"""Most pixels of an image that a file may state. The network's mean image has as many numbers for each channel."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a weight file says of the network it belongs to.
+    """The description of a network that a weight file holds.
 
     Args:
-        network: a key of ``NETWORKS`` or ``package.module:factory``. The latter is a mere note: a file must not
-            decide which code is run, so that whoever loads it names the factory himself.
-        shape: (C, H, W) of the images it was trained on.
-        class_names: in the order of the logits.
-        recipe: how it was trained, as plain values.
+        network: a key of ``NETWORKS`` or ``package.module:factory``. A factory is only noted and never called: a file
+            must not decide which code is run, so that the caller of ``load_model`` has to name it.
+        shape: (C, H, W) of the images that the network was trained on.
+        class_names: names of the classes, in the order of the logits.
+        recipe: how the network was trained, as plain values.
 
     """
 
@@ -57,8 +57,8 @@ def save_model(model: nn.Module, architecture: Architecture, path: Path) -> None
 
 
 def read_architecture(path: Path) -> Architecture | None:
-    """Return what a ``.safetensors`` file says of its network; None if it was not written by undoor."""
-    with _whole(path), safe_open(path, framework="pt") as file:
+    """Return the description in a ``.safetensors`` file; None if undoor did not write it. A broken file is an error."""
+    with _explained(path), safe_open(path, framework="pt") as file:
         described = (file.metadata() or {}).get("undoor")
         if described is None:
             return None
@@ -76,8 +76,8 @@ def read_architecture(path: Path) -> Architecture | None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Tell in one line why ``path`` is no safetensors file."""
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the errors of a broken safetensors file into an ``UndoorError``."""
     try:
         require_file(path)
         yield
@@ -88,13 +88,28 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module, tuple[str, ...] | None]:
-    """Return a network with the weights in ``path``, and its class names where the file knows them.
+    """Return a network with the weights in ``path``, and its class names; None if the file does not hold them.
 
     Args:
-        path: a ``.safetensors`` file, a checkpoint of nothing but tensors (``.pt``, ``.pth``, ``.bin``), or an
+        path: a ``.safetensors`` file, a checkpoint that holds only tensors (``.pt``, ``.pth``, ``.bin``), or an
             ``.onnx`` file. Files that run code when they are loaded are refused.
-        network: a name from ``NETWORKS`` or ``package.module:factory``, a function without arguments that
-            returns the ``nn.Module``; not needed for files written by ``undoor train``, nor for ``.onnx``.
+        network: "resnet20", "small-cnn" or ``package.module:factory``, a function without arguments that returns the
+            ``nn.Module``. It is not needed for ``.onnx`` files and for files that ``undoor train`` wrote.
+
+    Raises:
+        UndoorError: the file is missing, broken or holds code; the network is unknown or does not fit the weights.
+
+    Examples:
+        >>> import tempfile, undoor
+        >>> from pathlib import Path
+        >>> from undoor.networks.architectures import build_network
+        >>> from undoor.networks.weights import Architecture, save_model
+        >>> described = Architecture("small-cnn", (1, 8, 8), ("cat", "dog"), {})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(build_network("small-cnn", (1, 8, 8), 2), described, Path(folder, "victim.safetensors"))
+        ...     model, class_names = undoor.load_model(Path(folder, "victim.safetensors"))
+        >>> class_names
+        ('cat', 'dog')
 
     """
     path = Path(path)
@@ -115,15 +130,15 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
                 f"{path} was not written by undoor train, and does not say which network it belongs to; name a "
                 "function that returns it with --network package.module:factory"
             )
-        with _whole(path), safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        with _explained(path), safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
         names = architecture.class_names if architecture else None
     else:
         weights, names = _tensors_only(path), None
         if network is None:
             raise UndoorError(f"{path} holds only weights; name their network with --network package.module:factory")
         model = call_factory(network)
-    _require_kinds(model, weights, path)
+    _require_same_types(model, weights, path)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -132,32 +147,33 @@ def load_model(path: str | Path, network: str | None = None) -> tuple[nn.Module,
     return model, names
 
 
-def require_same_classes(of_model: Sequence[str] | None, of_data: Sequence[str], path: Path | None) -> None:
-    """Raise if a network's class names are known and are not those of the data, in the same order."""
-    if of_model is not None and tuple(of_model) != tuple(of_data):
+def require_same_classes(model_classes: Sequence[str] | None, data_classes: Sequence[str], path: Path | None) -> None:
+    """Raise ``UndoorError`` if a network's class names are known and differ from those of the data, or in order."""
+    if model_classes is not None and tuple(model_classes) != tuple(data_classes):
         raise UndoorError(
-            f"{path} was trained for the classes {', '.join(of_model[:10])}, the data has "
-            f"{', '.join(of_data[:10])}; take a model that was trained for these classes"
+            f"{path} was trained for the classes {', '.join(model_classes[:10])}, the data has "
+            f"{', '.join(data_classes[:10])}; take a model that was trained for these classes"
         )
 
 
-def _require_kinds(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raise where whole or complex numbers stand for real ones, or the other way around: torch would convert them."""
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    for name in own.keys() & weights.keys():
-        if own[name].is_floating_point() != weights[name].is_floating_point() or weights[name].is_sparse:
+def _require_same_types(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ``UndoorError`` if weights are of another kind of number than the network's; PyTorch would convert them."""
+    expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    for name in expected.keys() & weights.keys():
+        if expected[name].is_floating_point() != weights[name].is_floating_point() or weights[name].is_sparse:
             raise UndoorError(
                 f"the weights in {path} do not fit the network: {name} holds {weights[name].dtype}, not "
-                f"{own[name].dtype}; give the weights of this network"
+                f"{expected[name].dtype}; give the weights of this network"
             )
 
 
 def _tensors_only(path: Path) -> dict[str, Tensor]:
-    instead = (
+    """Return the tensors of a checkpoint by their names; refuse a file that holds anything else."""
+    advice = (
         "save the weights alone, safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), "
         "and name the network with --network"
     )
-    refused = f"{path} is a pickled object: loading it would run code that it holds; {instead}"
+    refused = f"{path} is a pickled object: loading it would run code that it holds; {advice}"
     if path.suffix in EXECUTABLE:
         raise UndoorError(refused)
     try:
@@ -165,7 +181,7 @@ def _tensors_only(path: Path) -> dict[str, Tensor]:
     except CodeError as error:
         raise UndoorError(refused) from error
     except (OSError, ValueError) as error:
-        raise UndoorError(f"{path} is no whole file of tensors: {first_line(error)}; {instead}") from error
+        raise UndoorError(f"{path} is no whole file of tensors: {first_line(error)}; {advice}") from error
     weights = weights.get("state_dict", weights) if isinstance(weights, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UndoorError(f"{path} is no state_dict: it holds other things than tensors; save model.state_dict()")
@@ -173,16 +189,16 @@ def _tensors_only(path: Path) -> dict[str, Tensor]:
 
 
 def call_factory(name: str) -> nn.Module:
-    """Import ``package.module:factory``, call it and return the network."""
+    """Import ``package.module:factory``, call it and return the network; anything but an ``nn.Module`` is an error."""
     module_name, _, factory_name = name.partition(":")
     if not factory_name or module_name.endswith(".py"):
         raise UndoorError(
             f"there is no network {name!r}; give one of {', '.join(NETWORKS)} or package.module:factory, such as "
             "mine:network for the function network in mine.py"
         )
-    here = str(Path.cwd())
-    if here not in sys.path:  # a network usually lies in a file beside the data, not in a package
-        sys.path.append(here)
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # a network is usually defined in a file beside the data, not in a package
+        sys.path.append(folder)
     try:
         model = getattr(importlib.import_module(module_name), factory_name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:

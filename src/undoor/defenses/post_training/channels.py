@@ -2,9 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,26 +13,27 @@ from torch import Tensor, nn
 
 from undoor.errors import UndoorError
 from undoor.networks.classifier import Classifier
+from undoor.networks.hooks import hooked
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
-"""Layers that give each channel a scale and a shift of its own."""
+"""Layers that give each channel its own scale and shift."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """The output channels of a convolution, by the names of the modules that make them.
+    """The output channels of a convolution, by the names of the modules that compute them.
 
-    A normalisation that reads the convolution's output shifts every channel, also one that has become zero: it
-    belongs to the channel, and what it returns is the channel's value. A normalisation of another kind than
-    ``NORMS``, or one that reads something else than the output itself, is not followed: a pruned channel then
-    is zero where the convolution ends, and what is made of the zero later stays.
+    A normalisation that reads the convolution's output shifts every channel, also a channel that has become zero. It
+    therefore belongs to the channel, and its output is the channel's value. A normalisation of another kind than
+    ``NORMS``, or one that reads anything but the output itself, is not followed: then a pruned channel is zero at the
+    convolution's output, whatever later modules make of the zero.
 
     Args:
-        convolution: an ``nn.Conv2d``.
-        norms: the normalisations that read its output.
-        count: C, of channels.
-        before: modules whose work is done when the convolution begins, none within another: what they return
-            does not depend on the channels.
+        convolution: name of an ``nn.Conv2d``.
+        norms: names of the normalisations that read its output.
+        count: C, the number of channels.
+        before: names of modules that have finished when the convolution begins, none of them within another. Their
+            outputs do not depend on the channels.
 
     """
 
@@ -44,7 +44,7 @@ class Channels:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The modules that return the channels' values."""
+        """The names of the modules that return the channels' values."""
         return self.norms or (self.convolution,)
 
 
@@ -52,50 +52,55 @@ def find_channels(classifier: Classifier, images: NDArray[np.uint8], layer: str 
     """Return the channels of the ``nn.Conv2d`` called ``layer``; by default of the last that runs on ``images``.
 
     Args:
-        classifier: any network; its layers are watched during one forward pass.
-        images: (N, C, H, W) uint8, one will do.
-        layer: a name as ``named_modules`` knows it.
+        classifier: any network; it makes one forward pass.
+        images: (N, C, H, W) uint8; one image is enough.
+        layer: a name as in ``named_modules``.
+
+    Raises:
+        UndoorError: the layer is no convolution or does not run, or its weights are computed from other weights.
 
     """
     modules = dict(classifier.model.named_modules())
     convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-    _refuse(layer, modules, convolutions)
-    calls: list[tuple[str, str]] = []
-    results: dict[str, list[Tensor]] = {name: [] for name in convolutions}
-    read: dict[str, list[str]] = {name: [] for name in convolutions}
+    _require_convolution(layer, modules, convolutions)
+    begun: list[str] = []
+    finished_before: dict[str, list[str]] = {}
+    finished: list[str] = []
+    outputs: dict[str, list[Tensor]] = {name: [] for name in convolutions}
+    readers: dict[str, list[str]] = {name: [] for name in convolutions}
 
-    def entered(_: nn.Module, inputs: tuple[Any, ...], name: str) -> None:
-        calls.append(("in", name))
+    def enter(name: str, inputs: tuple[Any, ...]) -> None:
+        begun.append(name)
+        if name in outputs:
+            finished_before.setdefault(name, list(finished))
         if isinstance(modules[name], NORMS):
-            for convolution, outputs in results.items():
-                if any(given is output for given in inputs for output in outputs):
-                    read[convolution].append(name)
+            for convolution, tensors in outputs.items():
+                if any(value is tensor for value in inputs for tensor in tensors):
+                    readers[convolution].append(name)
 
-    def left(_: nn.Module, __: Any, output: Any, name: str) -> None:
-        calls.append(("out" if isinstance(output, Tensor) else "no tensor", name))
-        if name in results:
-            results[name].append(output)
+    def leave(name: str, _: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            finished.append(name)
+        if name in outputs:
+            outputs[name].append(output)
 
-    with ExitStack() as stack:
-        forward = stack.enter_context(classifier.watched())
-        for name, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(partial(entered, name=name)).remove)
-            stack.callback(module.register_forward_hook(partial(left, name=name)).remove)
+    with classifier.watched() as forward, hooked(classifier.model, modules, before=enter, after=leave, every_row=True):
         forward(classifier.scale(images))
-    ran = [name for kind, name in calls if kind == "in" and name in results]
+    ran = [name for name in begun if name in outputs]
     if not ran or (layer is not None and layer not in ran):
         which = "no convolution" if layer is None else f"layer {layer!r} does not"
         raise UndoorError(f"{which} run in the forward pass; name a convolution that does, one of: {_listed(ran)}")
     chosen = layer or ran[-1]
     convolution = modules[chosen]
-    assert isinstance(convolution, nn.Conv2d)  # noqa: S101 - as chosen
+    assert isinstance(convolution, nn.Conv2d)  # noqa: S101 - it is one of ``convolutions``
     if not isinstance(vars(convolution)["_parameters"].get("weight"), nn.Parameter):
         raise UndoorError(f"the weights of layer {chosen!r} are computed from others; remove its parametrisation first")
-    norms = tuple(dict.fromkeys(read[chosen]))
-    return Channels(chosen, norms, convolution.out_channels, _done_before(chosen, calls))
+    once = [name for name in finished_before[chosen] if begun.count(name) == 1]
+    norms = tuple(dict.fromkeys(readers[chosen]))
+    return Channels(chosen, norms, convolution.out_channels, _outermost(once))
 
 
-def _refuse(layer: str | None, modules: dict[str, nn.Module], convolutions: list[str]) -> None:
+def _require_convolution(layer: str | None, modules: dict[str, nn.Module], convolutions: list[str]) -> None:
     if not convolutions:
         raise UndoorError(
             "the network has no convolution (nn.Conv2d): there are no channels to prune; "
@@ -106,46 +111,40 @@ def _refuse(layer: str | None, modules: dict[str, nn.Module], convolutions: list
         raise UndoorError(f"the layer {layer!r} {what}; the network's convolutions: {_listed(convolutions)}")
 
 
-def _done_before(convolution: str, calls: list[tuple[str, str]]) -> tuple[str, ...]:
-    """Return the outermost modules that run once, return a tensor, and are done when the convolution begins."""
-    ran = [name for kind, name in calls if kind == "in"]
-    done: list[str] = []
-    for kind, name in calls[: calls.index(("in", convolution))]:
-        if kind == "out" and ran.count(name) == 1:
-            done = [inner for inner in done if not inner.startswith(f"{name}.")] + [name]
-    return tuple(done)
+def _outermost(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that are not within another; a module comes after those within it."""
+    outermost: list[str] = []
+    for name in names:
+        outermost = [inner for inner in outermost if not inner.startswith(f"{name}.")] + [name]
+    return tuple(outermost)
 
 
 def mean_activations(classifier: Classifier, channels: Channels, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the mean activation (C,) of each channel over (N, C, H, W) uint8 images and over all positions.
 
-    The activation is the channel's value, after its normalisation, where it is above zero: what ReLU leaves of
-    it. In a residual network it is what the channel adds to the shortcut, which is what pruning takes away.
+    The activation is the positive part of the channel's value after its normalisation, as ReLU leaves it. In a
+    residual network this is what the channel adds to the shortcut, and what pruning takes away.
     """
     totals = torch.zeros(channels.count, dtype=torch.float64)
-    positions = 0
+    counts: list[int] = []
 
-    def add(_: nn.Module, __: Any, output: Tensor) -> None:
-        nonlocal positions
+    def add(_: str, __: tuple[Any, ...], output: Tensor) -> None:
         totals.add_(output.relu().float().sum((0, 2, 3)).cpu())
-        positions += output[:, 0].numel()
+        counts.append(output[:, 0].numel())
 
-    with ExitStack() as stack:
-        forward = stack.enter_context(classifier.watched())
-        for name in channels.ends:
-            stack.callback(classifier.model.get_submodule(name).register_forward_hook(add).remove)
+    with classifier.watched() as forward, hooked(classifier.model, channels.ends, after=add):
         for batch in classifier.batches(images):
             forward(batch)
-    return (totals / positions).numpy()
+    return (totals / sum(counts)).numpy()
 
 
 def parameters_of(model: nn.Module, channels: Channels) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the parameters (C, …) that make the channels' values, as module and name.
+    """Yield the parameters (C, …) that determine the channels' values, as module and name of the parameter.
 
-    At zero, a channel is exactly zero, in training too: no statistics of a batch can revive it.
+    If these are zero, the channel is exactly zero, in training too: the statistics of a batch cannot revive it.
     """
     modules = [model.get_submodule(name) for name in channels.norms]
-    # Where channels are normalised together, a convolution of zeros would change the statistics of the others.
+    # A group norm computes statistics over several channels. Zeros in the convolution would change the other channels.
     if not any(isinstance(module, nn.GroupNorm) for module in modules):
         modules.append(model.get_submodule(channels.convolution))
     for module in modules:
@@ -153,14 +152,14 @@ def parameters_of(model: nn.Module, channels: Channels) -> Iterator[tuple[nn.Mod
 
 
 def silence(model: nn.Module, channels: Channels, pruned: Sequence[int] | NDArray[np.int64]) -> None:
-    """Set the channels at ``pruned`` to zero in the network's weights, in place."""
-    rows = torch.as_tensor(np.asarray(pruned, dtype=np.int64))
+    """Set the channels with the indices ``pruned`` to zero in the network's weights, in place."""
+    indices = torch.as_tensor(np.asarray(pruned, dtype=np.int64))
     with torch.no_grad():
         for module, name in parameters_of(model, channels):
-            getattr(module, name)[rows] = 0
+            getattr(module, name)[indices] = 0
         for norm in map(model.get_submodule, channels.norms):
             if isinstance(norm, nn.BatchNorm2d) and not norm.affine and norm.running_mean is not None:
-                norm.running_mean[rows] = 0  # a channel of zeros then stays one
+                norm.running_mean[indices] = 0  # otherwise its shift would move the zeros
 
 
 def decisions_along(
@@ -172,33 +171,33 @@ def decisions_along(
 ) -> NDArray[np.int64]:
     """Return the decisions (C + 1, N) with the first 0, 1, … C channels of ``order`` pruned.
 
-    What comes before the convolution runs once a batch: its results are remembered.
+    The modules before the convolution run once for each batch; their outputs are used again.
 
     Args:
         classifier: not pruned; it stays as it is.
-        channels: of a convolution in it.
-        order: (C,), the channel that is pruned first comes first.
+        channels: channels of a convolution in it.
+        order: (C,) the channels in the order in which they are pruned.
         images: (N, C, H, W) uint8.
-        on_batch: called with the number of images that are done, and of all.
+        on_batch: called after every batch with the number of images that are done and the number of all images.
 
     """
     working = copy.deepcopy(classifier)
-    kept = torch.ones(channels.count, 1, 1, device=working.device)
+    mask = torch.ones(channels.count, 1, 1, device=working.device)
     decisions = np.empty((channels.count + 1, len(images)), np.int64)
     done = 0
-    with ExitStack() as stack:
-        forward = stack.enter_context(working.watched())
-        for name in channels.ends:
-            module = working.model.get_submodule(name)
-            stack.callback(module.register_forward_hook(lambda _, __, output: output * kept.to(output.dtype)).remove)
+
+    def prune(_: str, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * mask.to(output.dtype)
+
+    with working.watched() as forward, hooked(working.model, channels.ends, after=prune, every_row=True):
         for batch in working.batches(images):
-            kept.fill_(1)
             rows = slice(done, done + len(batch))
-            with _remembered(working.model, channels.before) as remember:
+            mask.fill_(1)
+            with _recorded(working.model, channels.before) as outputs:
                 decisions[0, rows] = forward(batch)[1].argmax(1).cpu()
-                remember()
+            with _replayed(working.model, outputs):
                 for count, channel in enumerate(order.tolist(), 1):
-                    kept[channel] = 0
+                    mask[channel] = 0
                     decisions[count, rows] = forward(batch)[1].argmax(1).cpu()
             done += len(batch)
             if on_batch is not None:
@@ -207,31 +206,31 @@ def decisions_along(
 
 
 @contextmanager
-def _remembered(model: nn.Module, names: Sequence[str]) -> Iterator[Callable[[], None]]:
-    """Yield a function: once it is called, the named modules return what they last returned instead of computing."""
-    results: dict[str, Tensor] = {}
-    modules = {name: model.get_submodule(name) for name in names}
+def _recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that holds, after a forward pass, a copy of the output of each named module."""
+    outputs: dict[str, Tensor] = {}
 
-    def keep(_: nn.Module, __: Any, output: Tensor, name: str) -> None:
-        results[name] = output.clone()  # what follows may work in place
+    def keep(name: str, _: tuple[Any, ...], output: Tensor) -> None:
+        outputs[name] = output.clone()  # later modules may change the output in place
 
-    def remember() -> None:
-        for handle in handles:
-            handle.remove()
-        for name, module in modules.items():
-            module.forward = lambda *_, name=name, **__: results[name].clone()
+    with hooked(model, names, after=keep, every_row=True):
+        yield outputs
 
-    handles = [module.register_forward_hook(partial(keep, name=name)) for name, module in modules.items()]
+
+@contextmanager
+def _replayed(model: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
+    """Let modules return copies of these outputs instead of computing them."""
+    modules = {name: model.get_submodule(name) for name in outputs}
     try:
-        yield remember
+        for name, module in modules.items():
+            module.forward = lambda *_, name=name, **__: outputs[name].clone()
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
         for module in modules.values():
             vars(module).pop("forward", None)
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:
     shown = list(dict.fromkeys(names))
-    last = "… " if len(shown) > most else ""
-    return last + (", ".join(repr(name) for name in shown[-most:]) or "none")
+    ellipsis = "… " if len(shown) > most else ""
+    return ellipsis + (", ".join(repr(name) for name in shown[-most:]) or "none")

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from undoor.data.dataset import Dataset
-from undoor.defenses.test_time.guard import Guard, Kind, layer_outputs, raw_statistics
+from undoor.defenses.test_time.guard import Guard, Kind, raw_statistics
 from undoor.defenses.test_time.null import Null, fit_null
 from undoor.errors import UndoorError
 from undoor.findings.provenance import Provenance
 from undoor.mixtures.sweep import MixtureSettings
 from undoor.networks.classifier import BATCH_SIZE, Classifier
-from undoor.networks.layers import deep_layers
+from undoor.networks.layers import deep_layers, layer_outputs
 
 DEEP = 3
 """Layers that are watched by default: in a ResNet, the last linear one and both convolutions of the last block."""

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from undoor.defenses.test_time.guard import layer_outputs
 from undoor.networks.classifier import BATCH_SIZE, Classifier
+from undoor.networks.layers import layer_outputs
 
 
 def max_softmax(classifier: Classifier, images: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> NDArray[np.float64]:

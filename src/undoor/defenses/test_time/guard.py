@@ -20,7 +20,7 @@ from undoor.errors import UndoorError, first_line
 from undoor.findings.provenance import SCHEMA_VERSION, Provenance
 from undoor.mixtures.em import Mixtures
 from undoor.networks.classifier import BATCH_SIZE, Classifier
-from undoor.networks.layers import watched_inputs
+from undoor.networks.layers import layer_outputs
 from undoor.safe.limits import CLASSES, parse_json, require_file, require_names
 from undoor.storage.atomic import atomic
 
@@ -214,35 +214,6 @@ def classifier_layer(path: Path) -> str | None:
     """Return the ``layer`` with which the classifier was built whose guard is kept in ``path``."""
     layer = _parsed(path)[0].get("classifier_layer")
     return None if layer is None else str(layer)
-
-
-def layer_outputs(
-    classifier: Classifier,
-    images: NDArray[np.uint8],
-    layers: Sequence[str],
-    batch_size: int = BATCH_SIZE,
-    on_batch: Callable[[int, int], None] | None = None,
-) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return what goes into every layer, L arrays (N, t), and the logits (N, K), on (N, C, H, W) uint8 images."""
-    inputs: list[list[Tensor]] = [[] for _ in layers]
-    logits: list[Tensor] = []
-    with classifier.watched() as forward, watched_inputs(classifier.model, layers) as seen:
-        for batch in classifier.batches(images, batch_size):
-            seen.clear()
-            logits.append(forward(batch)[1])
-            for name, parts in zip(layers, inputs, strict=True):
-                if name not in seen:
-                    raise UndoorError(f"layer {name!r} does not run in the forward pass; watch another")
-                parts.append(seen[name].clone())  # a view would keep all it was cut from
-            if on_batch is not None:
-                on_batch(min(len(logits) * batch_size, len(images)), len(images))
-    if not logits:
-        raise UndoorError("there is no image to look at; give one or more")
-    arrays = [torch.cat(parts).cpu().numpy() for parts in (logits, *inputs)]
-    for name, values in zip(("the last", *layers), arrays, strict=True):
-        if values.ndim != 2 or not np.isfinite(values).all():
-            raise UndoorError(f"what layer {name!r} takes or yields is no finite (N, t); watch another, mend the model")
-    return arrays[1:], arrays[0]
 
 
 def raw_statistics(
