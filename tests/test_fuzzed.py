@@ -1,36 +1,26 @@
-"""The inputs of ``make fuzz``: what its corpus begins with is read, and what it has found ends in one line.
+"""The inputs of ``make fuzz``: the first inputs of its corpus can be read, and the faults it has found are mended.
 
-What it has found lies in ``fuzzed``, TARGET-WHAT a file.
+The folder ``fuzzed`` holds the inputs of those faults. The name of a file begins with its target.
 """
 
 from pathlib import Path
 
 import pytest
 
-import fuzz
+from tools.fuzz_targets import TARGETS
 from undoor.errors import UndoorError
 
 FOUND = sorted((Path(__file__).parent / "fuzzed").iterdir())
 
 
-TARGETS = (
-    "image", "parquet", "npz", "cifar-pickle", "cifar-binary", "safetensors", "checkpoint", "onnx", "attack",
-    "summary", "samples", "guard",
-)  # fmt: skip
-
-
-def test_all_targets_are_listed():
-    assert tuple(fuzz.TARGETS) == TARGETS
-
-
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus_begins_with_whole_files(name, tmp_path):
-    target, read = fuzz.TARGETS[name], 0
-    (tmp_path / "made").mkdir()
+    (tmp_path / "seeds").mkdir()
     (tmp_path / "desk").mkdir()
-    for seed in target.seeds(tmp_path / "made"):
+    read = 0
+    for seed in TARGETS[name].seeds(tmp_path / "seeds"):
         try:
-            target.use(seed, tmp_path / "desk")
+            TARGETS[name].use(seed, tmp_path / "desk")
             read += 1
         except UndoorError:
             continue
@@ -41,5 +31,5 @@ def test_the_corpus_begins_with_whole_files(name, tmp_path):
 def test_what_was_found_is_one_line_now(path, tmp_path):
     (target,) = (name for name in TARGETS if path.name.startswith(f"{name}-"))
     with pytest.raises(UndoorError) as raised:
-        fuzz.TARGETS[target].use(path.read_bytes(), tmp_path)
+        TARGETS[target].use(path.read_bytes(), tmp_path)
     assert len(str(raised.value).splitlines()) == 1

@@ -1,25 +1,26 @@
-"""Runs that are killed at random moments end, when they are given again, as undisturbed ones do: a few of many.
+"""A run that is killed at a random moment and repeated ends like an undisturbed run.
 
-``results/killed`` has the many.
+These tests kill a few runs; ``results/killed`` has the results of many.
 """
 
 import json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from tools import killed
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
 def test_killed_runs_end_as_undisturbed_ones(tmp_path):
-    script = [sys.executable, str(ROOT / "benchmarks" / "killed.py"), "--commands", "scan", "--kills", "2"]
-    where = ["--seed", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "results")]
-    done = subprocess.run([*script, *where], capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "tools.killed", "--commands", "scan", "--kills", "2", "--seed", "1"]
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "results")]
+    done = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 2
@@ -29,24 +30,23 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
 
 
 def test_the_page_is_made_of_the_results():
-    benchmark = import_module("killed")
-    content = json.loads((benchmark.OUT / "results.json").read_text(encoding="utf-8"))
-    assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(content)
-    assert {row["command"] for row in content["rows"]} == set(benchmark.COMMANDS)
+    content = json.loads((killed.FOLDER / "results.json").read_text(encoding="utf-8"))
+    assert (killed.FOLDER / "README.md").read_text(encoding="utf-8") == killed.page(content)
+    assert {row["command"] for row in content["rows"]} == set(killed.COMMANDS)
+    assert {row["stage"] for row in content["rows"]} <= {*killed.STAGES, killed.OTHER}
     assert all(row["whole_at_death"] and row["same"] for row in content["rows"])
 
 
 def test_what_measures_time_is_left_out_and_nothing_else(tmp_path):
-    benchmark = import_module("killed")
-    page = "| defence | seconds | TPR |\n|---|---|---|\n| CI | {} | {} |\n\n| size | TPR |\n|---|---|\n| 1 | {} |"
-    same = benchmark.without_seconds(page.format(1.0, 0.5, 2))
-    assert same == benchmark.without_seconds(page.format(3.0, 0.5, 2))
-    assert same != benchmark.without_seconds(page.format(1.0, 0.6, 2))
-    assert same != benchmark.without_seconds(page.format(1.0, 0.5, 3))
-    table = '<table><tr><th>defence</th><th class="n">seconds</th></tr>\n<tr><th>{}</th><td>{}</td></tr></table>'
-    assert benchmark.without_columns(table.format("CI", 1)) == benchmark.without_columns(table.format("CI", 2))
-    assert benchmark.without_columns(table.format("CI", 1)) != benchmark.without_columns(table.format("SS", 1))
+    page = "| defense | seconds | TPR |\n|---|---|---|\n| CI | {} | {} |\n\n| size | TPR |\n|---|---|\n| 1 | {} |"
+    same = killed.without_seconds(page.format(1.0, 0.5, 2))
+    assert same == killed.without_seconds(page.format(3.0, 0.5, 2))
+    assert same != killed.without_seconds(page.format(1.0, 0.6, 2))
+    assert same != killed.without_seconds(page.format(1.0, 0.5, 3))
+    table = '<table><tr><th>defense</th><th class="n">seconds</th></tr>\n<tr><th>{}</th><td>{}</td></tr></table>'
+    assert killed.without_columns(table.format("CI", 1)) == killed.without_columns(table.format("CI", 2))
+    assert killed.without_columns(table.format("CI", 1)) != killed.without_columns(table.format("SS", 1))
     for number, text in enumerate(('{"seconds": 1, "x": 2}', '{"seconds": 3, "x": 2}', '{"seconds": 1, "x": 3}')):
         (tmp_path / f"{number}.json").write_text(text)
-    first, timed, other = (benchmark.content(tmp_path / f"{number}.json") for number in range(3))
+    first, timed, other = (killed.content(tmp_path / f"{number}.json") for number in range(3))
     assert first == timed != other
