@@ -1,5 +1,7 @@
 """What undoor says when something is not as it should be."""
 
+from importlib.util import find_spec
+
 LINE = 2000
 """Characters of what is told: names in it can come from whoever made the data."""
 
@@ -30,3 +32,19 @@ class UndoorNotice(UserWarning):
 def first_line(error: BaseException) -> str:
     """Return what an exception of another library says, cut to one short line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def require_extra(package: str, extra: str, purpose: str) -> None:
+    """Raise an error if an optional dependency is not installed.
+
+    Args:
+        package: the name with which it is imported.
+        extra: the extra of undoor that installs it.
+        purpose: what needs it, as the beginning of the message.
+
+    Raises:
+        UndoorError: if the package cannot be found.
+
+    """
+    if find_spec(package) is None:
+        raise UndoorError(f"{purpose} needs {package}; install it with: pip install 'undoor[{extra}]'")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from undoor.cli.options import EngineKind, Epochs, Gpus, Workers, seconds, whole_numbers
+from undoor.errors import require_extra
 
 
 def bench(
@@ -40,6 +41,7 @@ def bench(
 
     Example: undoor bench quick --seeds 0,1,2 --time-budget 25m --out results
     """
+    require_extra("matplotlib", "figures", "undoor bench")
     from undoor.cli import terminal
     from undoor.engine import Engine
     from undoor.experiments.report.readme import write_report

@@ -21,7 +21,7 @@ from undoor.cli.options import (
     numbers,
     read_data,
 )
-from undoor.errors import UndoorError, UndoorNotice
+from undoor.errors import UndoorError, UndoorNotice, require_extra
 
 if TYPE_CHECKING:
     from undoor.attacks import Attack
@@ -68,6 +68,7 @@ def prune(
 
     Example: undoor prune model.safetensors --data photos-test --out repaired.safetensors
     """
+    require_extra("matplotlib", "figures", "the pruning curve")
     from undoor.attacks import read_attack
     from undoor.cli import terminal
     from undoor.defenses.post_training.fine_pruning import FinePruning
