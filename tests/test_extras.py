@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from conftest import Linear, make_dataset
+from helpers.small_images import make_dataset
+from helpers.small_networks import Linear
 from undoor.data.readers.parquet import write_parquet
 
 HIDDEN = ("datasets", "matplotlib")
