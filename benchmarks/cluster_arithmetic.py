@@ -191,37 +191,33 @@ def seconds_per_image(device: dict | None, name: str) -> dict | None:
 
 def constants_table(cpu: dict, gpu: dict | None) -> str:
     size, ray, mixtures = cpu["bytes_an_image"], cpu["ray"], cpu["mixtures"]
-    gpu_name = gpu["hardware"] if gpu else ""
-
-    def constant(name: str, value: dict | None, measured_on: str) -> list[str]:
-        if value is None:
-            return [name, MISSING, "", ""]
-        spread_cell = f"{time_of(value['lowest'])} – {time_of(value['highest'])}"
-        return [name, time_of(value["median"]), spread_cell, measured_on]
-
+    core, gpu_name, one_node = cpu["hardware"], gpu["hardware"] if gpu else "", f"Ray {ray['version']}, one node"
+    features = f"features of a CIFAR-10 victim, {mixtures['classes']} classes of {mixtures['images_a_class']:.0f}"
     megabyte = {name: 1e6 * value for name, value in ray["seconds_a_byte"].items()}
-    mixture_classes = f"{mixtures['classes']} classes of {mixtures['images_a_class']:.0f}"
-    lines = [
-        ["bytes as JPEG, in Parquet", f"{size['encoded']:.0f}", "", "the file"],
-        ["bytes decoded", f"{size['pixels']:.0f}", "", "the array"],
-        *(
-            [f"bytes of evidence, {k} classes, {DIMENSIONS} features", f"{size[f'evidence_{k}']:.0f}", "", "the file"]
+    sizes = {
+        "bytes as JPEG, in Parquet": (size["encoded"], "the file"),
+        "bytes decoded": (size["pixels"], "the array"),
+        **{
+            f"bytes of evidence, {k} classes, {DIMENSIONS} features": (size[f"evidence_{k}"], "the file")
             for k in (10, 1000)
-        ),
-        constant("reading on a core: from the file to the array", seconds_per_image(cpu, "decoding"), cpu["hardware"]),
-        constant(
-            "pass on a core: two forward passes of ResNet-20, the filter", seconds_per_image(cpu, "pass"), "the same"
-        ),
-        constant("pass on a GPU", seconds_per_image(gpu, "pass"), gpu_name),
-        constant(
-            f"mixtures on a core: features of a CIFAR-10 victim, {mixture_classes}",
-            seconds_per_image(cpu, "mixtures"),
-            cpu["hardware"],
-        ),
-        constant("mixtures on a GPU", seconds_per_image(gpu, "mixtures"), gpu_name),
-        constant("a task, on the driver's core", ray["seconds_a_task"], f"Ray {ray['version']}, one node"),
-        constant("a megabyte to or from a task, on the driver's core", megabyte, "the same"),
-    ]
+        },
+    }
+    times = {
+        "reading on a core: from the file to the array": (seconds_per_image(cpu, "decoding"), core),
+        "pass on a core: two forward passes of ResNet-20, the filter": (seconds_per_image(cpu, "pass"), "the same"),
+        "pass on a GPU": (seconds_per_image(gpu, "pass"), gpu_name),
+        f"mixtures on a core: {features}": (seconds_per_image(cpu, "mixtures"), core),
+        "mixtures on a GPU": (seconds_per_image(gpu, "mixtures"), gpu_name),
+        "a task, on the driver's core": (ray["seconds_a_task"], one_node),
+        "a megabyte to or from a task, on the driver's core": (megabyte, "the same"),
+    }
+    lines = [[name, f"{value:.0f}", "", measured_on] for name, (value, measured_on) in sizes.items()]
+    for name, (value, measured_on) in times.items():
+        if value is None:
+            lines.append([name, MISSING, "", ""])
+        else:
+            median, lowest, highest = (time_of(value[part]) for part in ("median", "lowest", "highest"))
+            lines.append([name, median, f"{lowest} – {highest}", measured_on])
     return markdown(["an image of 32×32 pixels costs", "median", "lowest – highest", "measured on"], lines)
 
 

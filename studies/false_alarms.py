@@ -8,13 +8,13 @@ stopped continues. The clean victims of results/paper, trained on CIFAR-10, are 
 results/false-alarms and the table in docs/limits.md.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from scipy.stats import binomtest
 
-from studies.shared import ROOT, Study, seeds_parser
+from studies.shared import ROOT, Column, Study, grouped_table, seeds_parser, share
 from tools.marked import write_marked
 from undoor.experiments.cells import slug
 from undoor.experiments.report.tables import markdown
@@ -107,45 +107,64 @@ def interval(alarms: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def rate_cells(alarms: int, n: int) -> list[str]:
-    """Return three cells: the count, the rate and its interval."""
-    low, high = interval(alarms, n)
-    return [f"{alarms} of {n}", f"{alarms / n:.1%}", f"{low:.1%} – {high:.1%}"]
+def alarm_columns(heading: str) -> dict[str, Column]:
+    """Return the columns with the number of alarms, their rate and its interval."""
+
+    def count(rows: list[dict]) -> int:
+        return sum(row["alarm"] for row in rows)
+
+    def interval_cell(rows: list[dict]) -> str:
+        low, high = interval(count(rows), len(rows))
+        return f"{low:.1%} – {high:.1%}"
+
+    return {heading: share("alarm"), "rate": lambda rows: f"{count(rows) / len(rows):.1%}", INTERVAL: interval_cell}
 
 
-def alarms(rows: Iterable[dict], name: str) -> int:
-    """Return the number of sets in which a defense flags anything."""
-    return sum(row["defenses"][name]["flagged"] > 0 for row in rows)
+def found_by(name: str, rows: list[dict]) -> list[dict]:
+    """Return what one defense found in each set."""
+    return [
+        {**row["defenses"][name], "images": row["images"], "alarm": row["defenses"][name]["flagged"] > 0}
+        for row in rows
+    ]
+
+
+def inspected(rows: list[dict]) -> list[dict]:
+    return [{"alarm": row["inspected"]["backdoored"]} for row in rows if row["inspected"]]
 
 
 def sets_table(content: dict) -> str:
-    lines = []
-    for data, rows in by_data(content).items():
-        for name, title in DEFENSES.items():
-            flagged = sum(row["defenses"][name]["flagged"] for row in rows)
-            images = sum(row["images"] for row in rows)
-            counts = [f"{flagged:,} of {images:,}", f"{flagged / images:.3%}"]
-            lines.append([data, title, *rate_cells(alarms(rows, name), len(rows)), *counts])
-    return markdown(("data", "defense", "called poisoned", "rate", INTERVAL, "images flagged", "of all images"), lines)
+    groups = {
+        (data, title): found_by(name, rows)
+        for data, rows in by_data(content).items()
+        for name, title in DEFENSES.items()
+    }
+
+    def flagged(rows: list[dict]) -> tuple[int, int]:
+        return sum(row["flagged"] for row in rows), sum(row["images"] for row in rows)
+
+    columns = {
+        **alarm_columns("called poisoned"),
+        "images flagged": lambda rows: "{:,} of {:,}".format(*flagged(rows)),
+        "of all images": lambda rows: f"{np.divide(*flagged(rows)):.3%}",
+    }
+    return grouped_table(("data", "defense"), groups, columns)
 
 
 def impurity_table(content: dict) -> str:
-    lines = []
-    for data, rows in by_data(content).items():
-        for name in (CI, PLAIN):
-            values = [row["defenses"][name]["highest_impurity"] for row in rows]
-            threshold = rows[0]["defenses"][name]["threshold"]
-            lines.append([data, DEFENSES[name], threshold, f"{np.median(values):.3f}", f"{max(values):.3f}"])
-    return markdown(("data", "decision", "threshold", "highest of a set, median", "highest of all"), lines)
+    groups = {
+        (data, DEFENSES[name]): found_by(name, rows) for data, rows in by_data(content).items() for name in (CI, PLAIN)
+    }
+    columns = {
+        "threshold": lambda rows: rows[0]["threshold"],
+        "highest of a set, median": lambda rows: f"{np.median([row['highest_impurity'] for row in rows]):.3f}",
+        "highest of all": lambda rows: f"{max(row['highest_impurity'] for row in rows):.3f}",
+    }
+    return grouped_table(("data", "decision"), groups, columns)
 
 
 def inspection_table(content: dict) -> str:
-    lines = []
-    for data, rows in by_data(content).items():
-        verdicts = [row["inspected"]["backdoored"] for row in rows if row["inspected"]]
-        if verdicts:
-            lines.append([data, *rate_cells(sum(verdicts), len(verdicts))])
-    return markdown(("data", "called backdoored", "rate", INTERVAL), lines)
+    groups = {(data,): inspected(rows) for data, rows in by_data(content).items()}
+    return grouped_table(("data",), groups, alarm_columns("called backdoored"))
 
 
 def every_set_table(content: dict) -> str:
@@ -208,18 +227,17 @@ S is the impurity of a cluster, in nats. A cluster above the threshold is flagge
 def block(content: dict) -> str:
     """Return the part of docs/limits.md that this study writes."""
     rows = content["rows"]
-    verdicts = [row["inspected"]["backdoored"] for row in rows if row["inspected"]]
-    lines = [
-        *([DEFENSES[CI], data, *rate_cells(alarms(part, CI), len(part))] for data, part in by_data(content).items()),
-        [DEFENSES[PLAIN], ALL, *rate_cells(alarms(rows, PLAIN), len(rows))],
-        ["`inspect`, networks called backdoored", ALL, *rate_cells(sum(verdicts), len(verdicts))],
-    ]
-    highest = max(row["defenses"][CI]["highest_impurity"] for row in rows)
+    found = found_by(CI, rows)
+    groups = {
+        **{(DEFENSES[CI], data): found_by(CI, part) for data, part in by_data(content).items()},
+        (DEFENSES[PLAIN], ALL): found_by(PLAIN, rows),
+        ("`inspect`, networks called backdoored", ALL): inspected(rows),
+    }
     return f"""\
-{markdown(("clean training sets", "data", "called poisoned", "rate", INTERVAL), lines)}
+{grouped_table(("clean training sets", "data"), groups, alarm_columns("called poisoned"))}
 
-The highest impurity of a clean cluster was {highest:.3f} with the default settings, whose threshold is \
-{rows[0]["defenses"][CI]["threshold"]}. The trainings
+The highest impurity of a clean cluster was {max(row["highest_impurity"] for row in found):.3f} with the default \
+settings, whose threshold is {found[0]["threshold"]}. The trainings
 differ only in their seed, and the intervals hold for these two data sets only: [every
 training](../results/false-alarms/README.md)."""
 

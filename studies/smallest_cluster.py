@@ -7,21 +7,19 @@ trained here on the embedded digits and, if its evidence lies beside the checkou
 """
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
 import torch
 from torch import nn
 
-from studies.shared import ROOT, Study, seeds_parser
+from studies.shared import ROOT, Study, grouped_table, seeds_parser
 from undoor.attacks import Attack, poison
 from undoor.data.readers import read
 from undoor.engine import one_thread
 from undoor.evidence.collect import collect
-from undoor.experiments.report.tables import markdown
 from undoor.mixtures.sweep import MixtureSettings, bic, cluster
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import recipe
@@ -47,8 +45,9 @@ FOUND = 0.9
 """The recall from which on a cluster counts as found."""
 AFTER = MixtureSettings(restarts=1, dimensions="few")
 BEFORE = replace(AFTER, dimensions=None)
-SETTINGS = {"before": BEFORE, "after": AFTER}
-"""The mixture without and with the reduction of the features."""
+"""The mixture with and without the reduction of the features."""
+REAL, DECAYING = "CIFAR-10, ResNet-20", "Gaussian, variance of feature j ∝ 1/j"
+"""Kinds of features; the others are "digits" and "Gaussian"."""
 TRIED_BEFORE = 64
 """Beyond this width the sweep without reduction is not run: one EM takes minutes, and K = 2 cannot win."""
 
@@ -122,6 +121,9 @@ def cifar_class(width: int) -> Class:
         return hidden(inputs[in_class]).numpy(), poisoned[in_class]
 
 
+VICTIMS = {"digits": digits_class, REAL: cifar_class}
+
+
 def with_fewer_poisons(whole: Class, count: int, seed: int) -> Class:
     """Return a class with ``count`` of its poisoned images (all, if it has fewer), drawn at random."""
     features, poisoned = whole
@@ -131,19 +133,11 @@ def with_fewer_poisons(whole: Class, count: int, seed: int) -> Class:
     return features[rows], poisoned[rows]
 
 
-def cases(seeds: range) -> Iterator[tuple[dict, Callable[[], Class]]]:
-    """Yield the key of each measurement, and a function that makes its class."""
-    victims = {"digits": (digits_class, DIGITS_COUNTS)}
-    if CIFAR.exists():
-        victims["CIFAR-10, ResNet-20"] = (cifar_class, COUNTS)
-    for (name, (whole, counts)), t in product(victims.items(), WIDTHS):
-        for count, seed in product(counts, seeds):
-            key = {"features": name, "t": t, "count": count, "seed": seed}
-            yield key, lambda whole=whole, t=t, count=count, seed=seed: with_fewer_poisons(whole(t), count, seed)
-    for decaying, t, count, seed in product((False, True), WIDTHS, COUNTS, seeds):
-        name = "Gaussian, variance of feature j ∝ 1/j" if decaying else "Gaussian"
-        key = {"features": name, "t": t, "count": count, "seed": seed}
-        yield key, lambda t=t, count=count, seed=seed, decaying=decaying: gaussian(t, count, seed, decaying=decaying)
+def make_class(features: str, t: int, count: int, seed: int) -> Class:
+    """Return the class of one measurement."""
+    if features in VICTIMS:
+        return with_fewer_poisons(VICTIMS[features](t), count, seed)
+    return gaussian(t, count, seed, decaying=features == DECAYING)
 
 
 def fit(members: Class, settings: MixtureSettings) -> dict:
@@ -181,8 +175,9 @@ def one_component_margin(members: Class) -> float:
     return bic(two, 2, n, t) - bic(log_likelihood(rows), 1, n, t)
 
 
-def measure(key: dict, members: Class, *, first: bool) -> dict:
+def measure(key: dict, *, first: bool) -> dict:
     """Measure one class; only that of the first seed is tried without reduction."""
+    members = make_class(**key)
     row = {**key, "after": fit(members, AFTER)}
     if first and key["t"] <= TRIED_BEFORE:
         row["before"] = fit(members, BEFORE)
@@ -191,60 +186,55 @@ def measure(key: dict, members: Class, *, first: bool) -> dict:
     return row
 
 
-def median_cell(rows: list[dict], side: str) -> str:
-    """Return the median recall and precision of the rows that were fitted on one side, before or after."""
-    fits = [row[side] for row in rows if side in row]
-    if not fits:
-        return "–"
+def rates_cell(fits: list[dict], count: int) -> str:
+    """Return the median recall and precision for a number of poisoned images."""
+    fits = [fitted for fitted in fits if fitted["count"] == count]
     recall, precision = (np.median([fitted[name] for fitted in fits]) for name in ("recall", "precision"))
     return f"{recall:.2f} / {precision:.2f}" if recall else "0"
 
 
-def smallest_cell(rows: list[dict], side: str) -> str:
+def smallest_cell(fits: list[dict]) -> str:
     """Return the smallest number of poisoned images that is found with every seed, like every larger number."""
-    counts = sorted({row["count"] for row in rows if side in row}, reverse=True)
-    found = []
-    for count in counts:
-        if min(row[side]["recall"] for row in rows if row["count"] == count and side in row) < FOUND:
+    smallest = "none"
+    for count in sorted({fitted["count"] for fitted in fits}, reverse=True):
+        if min(fitted["recall"] for fitted in fits if fitted["count"] == count) < FOUND:
             break
-        found.append(count)
-    return f"**{found[-1]}**" if found else "none"
+        smallest = f"**{count}**"
+    return smallest
 
 
-def tables(content: dict) -> str:
-    """Return one table for each kind of features."""
-    parts = []
-    for name in dict.fromkeys(row["features"] for row in content["rows"]):
-        rows = [row for row in content["rows"] if row["features"] == name]
-        counts = list(dict.fromkeys(row["count"] for row in rows))
-        lines = []
-        for t, side in product(WIDTHS, SETTINGS):
-            of_width = [row for row in rows if row["t"] == t]
-            if any(side in row for row in of_width):
-                cells = [median_cell([row for row in of_width if row["count"] == count], side) for count in counts]
-                lines.append([t, side, smallest_cell(of_width, side), *cells])
-        parts += [f"## {name}", markdown(["t", "", "smallest found", *map(str, counts)], lines)]
-        parts += [
-            f"t = {row['t']} before: BIC prefers one component to the planted truth of {row['count']} poisoned images "
-            f"by {row['one_component_preferred_by']:,} nats. The sweep was not run.".replace(",", " ")
-            for row in rows
-            if "one_component_preferred_by" in row
-        ]
-    return "\n\n".join(parts)
+def section(name: str, rows: list[dict]) -> str:
+    """Return the table for one kind of features, with the comparisons by BIC below it."""
+    groups = {
+        (str(t), side): [{"count": row["count"], **row[side]} for row in rows if row["t"] == t and side in row]
+        for t, side in product(WIDTHS, ("before", "after"))
+    }
+    counts = list(dict.fromkeys(row["count"] for row in rows))
+    columns = {"smallest found": smallest_cell, **{str(count): partial(rates_cell, count=count) for count in counts}}
+    comparisons = [
+        f"t = {row['t']} before: BIC prefers one component to the planted truth of {row['count']} poisoned images by "
+        f"{row['one_component_preferred_by']:,} nats. The sweep was not run.".replace(",", " ")
+        for row in rows
+        if "one_component_preferred_by" in row
+    ]
+    return "\n\n".join([f"## {name}", grouped_table(("t", ""), groups, columns), *comparisons])
 
 
 def page(content: dict) -> str:
     """Return the page of the results."""
     seconds = sum(row["after"]["seconds"] for row in content["rows"])
     seeds = len({row["seed"] for row in content["rows"]})
-    return f"""\
+    kinds = dict.fromkeys(row["features"] for row in content["rows"])
+    sections = [section(kind, [row for row in content["rows"] if row["features"] == kind]) for kind in kinds]
+    return (
+        f"""\
 # The smallest poisoned cluster that is found
 
 `python -m studies.smallest_cluster` wrote this page. A class has {CLEAN} clean images (about 480 of the digits) and a
 poisoned cluster. The mixture is fitted to t features: *before*, to all of them; *after*, to those that
 `undoor.mixtures.reduction` leaves. Each cell is the recall / precision of the clusters that are mostly poisoned, as the
 median over {seeds} seeds (before: the first seed only). A cluster is *found* if the recall is at least {FOUND} with
-every seed, and with every larger number of poisoned images too. A dash means that it was not run.
+every seed, and with every larger number of poisoned images too.
 
 Gaussian features: {GROUPS} groups of unit covariance lie at a distance of {APART:g} from the centre of the class, in
 random directions. The poisoned images lie at a distance of {DISTANCE:g} from their groups, in another direction. Real
@@ -256,15 +246,20 @@ EM starts {AFTER.restarts} time for every K. All fits after the reduction took, 
 {seconds:.0f} s
 on one core; torch {content["versions"]["torch"]}, numpy {content["versions"]["numpy"]}.
 
-{tables(content)}
 """
+        + "\n\n".join(sections)
+        + "\n"
+    )
 
 
 def main() -> None:
     seeds = range(seeds_parser(__doc__, 2, "number of seeds; each draws other classes").parse_args().seeds)
-    for key, make_class in cases(seeds):
-        if not STUDY.has("rows", **key):
-            STUDY.add("rows", measure(key, make_class(), first=key["seed"] == seeds[0]))
+    for features in ("digits", *([REAL] if CIFAR.exists() else []), "Gaussian", DECAYING):
+        counts = DIGITS_COUNTS if features == "digits" else COUNTS
+        for t, count, seed in product(WIDTHS, counts, seeds):
+            key = {"features": features, "t": t, "count": count, "seed": seed}
+            if not STUDY.has("rows", **key):
+                STUDY.add("rows", measure(key, first=seed == seeds[0]))
     STUDY.write_page(page(STUDY.read()))
 
 

@@ -78,12 +78,6 @@ one decides. A run without such a function is in the stage OTHER.
 FINISHED = ("exists already", "already holds findings")
 """Messages of a command that was killed after it had renamed its last file: the result is complete."""
 
-LEFT_OUT = {
-    "seconds": "the duration of a stage, in summary.json, report.html, the JSON of a cell, cells.parquet and the "
-    "tables. No two runs take the same time, and a run that continues has not measured what came before",
-}
-"""The fields that are not compared, and why."""
-
 
 def first_images(dataset: Dataset) -> Dataset:
     return dataset.take(np.arange(IMAGES))
@@ -166,7 +160,7 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def content(path: Path) -> object:
-    """Return the content of a file without the fields of LEFT_OUT."""
+    """Return the content of a file without the seconds that the stages took."""
     if path.suffix == ".json":
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields.pop("seconds", None)
@@ -289,7 +283,6 @@ def page(content: dict) -> str:
     counts = {command: Counter(row["stage"] for row in rows) for command, rows in by_command.items()}
     stage_lines = [[f"`{command}`", *(count[name] for name in stages)] for command, count in counts.items()]
     commands = "\n".join(f"    undoor {' '.join(words)}" for words in content["commands"].values())
-    left_out = "\n".join(f"- `{name}`: {reason}." for name, reason in LEFT_OUT.items())
     numbers = content["versions"]
     return f"""\
 # Killed at any moment
@@ -309,7 +302,8 @@ The commands; `scan` and `bench` work on the first {content["images"]} of the di
 
 All files of the output are compared byte for byte, except for:
 
-{left_out}
+- `seconds`: the duration of a stage, in summary.json, report.html, the JSON of a cell, cells.parquet and the tables. No
+  two runs take the same time, and a run that continues has not measured what came before.
 - `cache/` of a bench run: it can be computed again and is not a result.
 
 The moments are drawn uniformly over the duration of an undisturbed run, with seed {content["seed"]}. A run that had
