@@ -1,4 +1,4 @@
-# Everything happens in .venv; `make demo` and `make test` need nothing but Python 3.11 or later.
+# Everything is installed into .venv. `make demo` and `make test` need only Python 3.11 or later.
 PYTHON ?= python3
 BIN := .venv/bin
 FUZZ_SECONDS ?= 60
@@ -22,21 +22,23 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The pages, with the reference from the docstrings, in build/site; a link that leads nowhere ends it.
+# The documentation with the reference from the docstrings, in build/site. A broken link is an error.
 docs: .venv/docs
 	$(BIN)/mkdocs build --strict
 
+# The demonstration with five seeds. It rewrites results/demo and the table in README.md.
 bench: .venv/installed
-	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python -m studies.demo_seeds
 
+# A comparison with ART, which is installed into build/art. It rewrites results/against-art.
 bench-art: .venv/installed
-	$(BIN)/python benchmarks/against_art.py
+	$(BIN)/python -m benchmarks.against_art
 
-# Mutated files for every reader and loader; what is found lies in build/fuzz/found, and ends it.
+# Mutated files for every reader and loader. Faults are kept in build/fuzz/found, and then the exit code is 1.
 fuzz: build/fuzz/installed
-	$(BIN)/python benchmarks/fuzz.py --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
 
-# torch comes first and alone: the constraint picks the CPU build wherever one is at hand.
+# torch is installed first and alone, so that pip takes the CPU build if an index offers one.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -51,20 +53,20 @@ build/fuzz/installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade --target build/fuzz atheris
 	touch $@
 
-# The oldest versions that pyproject.toml admits. Of torch there is no CPU build so old: with CUDA it is 3 GB.
+# The oldest versions that pyproject.toml allows. PyPI has torch only as a build with CUDA: 3 GB.
 test-oldest:
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
 	build/oldest/bin/python -m pytest
 
-# The newest versions there are, torch with CUDA among them: 3 GB.
+# The newest versions; torch is the build with CUDA: 3 GB.
 test-newest:
 	$(PYTHON) -m venv build/newest
 	build/newest/bin/python -m pip install --quiet --upgrade --editable ".[dev]"
 	build/newest/bin/python -m pytest
 
-# What `pip install undoor` brings in, at the versions of constraints.txt, with every hash that the index lists. The
-# second file leaves out torch and the libraries that only its build for CUDA needs.
+# The packages that `pip install undoor` installs, in the versions of constraints.txt, with the hashes that the index
+# lists. The second file leaves out torch and the libraries that only its build for CUDA needs.
 COMPILE := build/supply/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --constraint constraints.txt --custom-compile-command "make lock" pyproject.toml
 lock: build/supply/installed
@@ -72,30 +74,30 @@ lock: build/supply/installed
 	grep -oE '^(cuda|nvidia|triton)[a-z0-9-]*' requirements.lock > build/supply/cuda.txt
 	$(COMPILE) --excludes build/supply/cuda.txt --no-emit-package torch --output-file requirements-cpu.lock
 
-# Into build/locked; pip refuses whatever has another hash.
+# An installation in build/locked. pip refuses a file with another hash.
 install-locked:
 	$(PYTHON) -m venv build/locked
 	build/locked/bin/python -m pip install --require-hashes --requirement requirements.lock
 	build/locked/bin/python -m pip install --no-deps .
 
-# Where pip finds a CPU build of torch, no index lists its hash: torch is taken as it is, and all else is checked.
+# No index lists the hash of the CPU build of torch: it is not checked, but all other packages are.
 install-locked-cpu:
 	$(PYTHON) -m venv build/locked
 	build/locked/bin/python -m pip install --no-deps --constraint constraints.txt torch
 	build/locked/bin/python -m pip install --require-hashes --requirement requirements-cpu.lock
 	build/locked/bin/python -m pip install --no-deps .
 
-# Known vulnerabilities of what is locked. Strict: a package that the service does not answer for is no clean one.
+# Known vulnerabilities of the locked packages. With --strict, a package that cannot be looked up is an error.
 audit: build/supply/installed
 	build/supply/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock || \
-	  { echo "audit: vulnerabilities are listed above, or the service that knows them did not answer" >&2; exit 1; }
+	  { echo "audit: see the vulnerabilities above, or the vulnerability service did not answer" >&2; exit 1; }
 
-# The software bill of materials, in CycloneDX.
+# The software bill of materials in the CycloneDX format.
 sbom: build/supply/installed
 	build/supply/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/undoor.cdx.json
 
-# Built twice, the packages are the same byte for byte.
+# Build the packages twice and compare them byte for byte.
 reproducible: build/supply/installed
 	rm -rf build/first build/second
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) build/supply/bin/python -m build --outdir build/first

@@ -1,8 +1,11 @@
-"""Spectral Signatures and Activation Clustering beside those of ART, on the same features in the same run.
+"""Time Spectral Signatures and Activation Clustering beside those of ART, on the same features in the same run.
 
-ART is installed into an environment of its own. The features have planted poisons: in one case they lie
-farther from the origin than the clean images of their class, in the other nearer. Writes
-results/against-art/results.json; ``--quick`` only shows that everything runs and writes nothing unless told where.
+    python -m benchmarks.against_art
+
+writes results/against-art/results.json: times, and rates of detection, which show that both sides compute the same. ART
+is installed into a virtual environment of its own. The features contain poisoned images, which lie farther from the
+origin than the clean images of their class in one case, and nearer in the other. ``--quick`` only shows that
+everything runs; without ``--out`` it writes nothing.
 """
 
 import argparse
@@ -33,19 +36,22 @@ CASES = {"poisons outward": 1.0, "poisons inward": -1.0}
 
 
 def environment(folder: Path) -> Path:
-    """Return the Python of an environment with ART beside the versions that the tests ran with."""
+    """Return the Python of a virtual environment with ART, and with the versions of constraints.txt."""
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         venv.create(folder, with_pip=True, clear=True)
         constraints = ["--constraint", ROOT / "constraints.txt"]
-        wanted = [*PACKAGES, ART, "packaging"]  # ART imports packaging without asking for it
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, *wanted], check=True)
+        packages = [*PACKAGES, ART, "packaging"]  # ART imports packaging, but does not depend on it
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, *packages], check=True)
         (folder / "installed").touch()
     return python
 
 
-def toy(per_class: int, poisons: int, direction: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return features (N, 64) float32, labels and which are poisoned; poisons move along their class's mean."""
+def synthetic_features(per_class: int, poisons: int, direction: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features (N, 64) float32, labels (N,), and (N,) bool: which images are poisoned.
+
+    The poisoned images of the target class are moved along the mean of that class.
+    """
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(CLASSES, DIMENSIONS))
     centres *= 12 / np.linalg.norm(centres, axis=1, keepdims=True)
@@ -58,7 +64,7 @@ def toy(per_class: int, poisons: int, direction: float) -> tuple[np.ndarray, np.
 
 
 def methods(expected: float) -> dict:
-    """Return, by name, our defence and ART's method and settings for it; ``expected`` poisons in a class."""
+    """Return by name our defense, and the name and settings of ART's; ``expected`` is the share of poisoned images."""
 
     def clustering(rule: str, whiten: bool) -> tuple:
         theirs = {"cluster_analysis": {"silhouette": "silhouette-scores"}.get(rule, rule)}
@@ -78,12 +84,12 @@ def methods(expected: float) -> dict:
 
 
 class Worker:
-    """A process in ART's environment, with ``threads`` BLAS and OpenMP threads, or as many as it takes."""
+    """A process in ART's environment, with a number of BLAS and OpenMP threads, or (None) as many as it takes."""
 
     def __init__(self, python: Path, folder: Path, threads: int | None) -> None:
         limits = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         inherited = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS") and k != "PYTHONPATH"}
-        home = folder / f"home-{threads}"  # ART writes a configuration there when it is imported
+        home = folder / f"home-{threads}"  # ART writes a configuration file there when it is imported
         home.mkdir()
         self.process = subprocess.Popen(
             [python, ROOT / "benchmarks" / "art_worker.py"],
@@ -96,11 +102,11 @@ class Worker:
         job = {"features": str(features), "answer": str(self.answer), "seed": seed}
         self.process.stdin.write(json.dumps(job | {"method": method, "settings": settings}) + "\n")
         self.process.stdin.flush()
-        told = json.loads(self.process.stdout.readline())
-        if "error" not in told:
+        reply = json.loads(self.process.stdout.readline())
+        if "error" not in reply:
             with np.load(self.answer) as arrays:
-                told |= {name: arrays[name] for name in ("flagged", "score")}
-        return told
+                reply |= {name: arrays[name] for name in ("flagged", "score")}
+        return reply
 
     def close(self) -> None:
         """Let the process end."""
@@ -109,14 +115,14 @@ class Worker:
 
 
 def run_ours(defense, evidence: Evidence) -> dict:
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     findings = defense(evidence)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - begin
     return {"seconds": seconds, "flagged": findings.flagged, "score": findings.samples["score"].to_numpy()}
 
 
-def accuracy(runs: list[dict], labels: np.ndarray, poisoned: np.ndarray) -> dict:
-    """Return the median rates over the runs, or the error."""
+def median_rates(runs: list[dict], labels: np.ndarray, poisoned: np.ndarray) -> dict:
+    """Return the median rates of detection over the runs, or the error."""
     if "error" in runs[0]:
         return {"error": runs[0]["error"]}
     counts = [detection(run["flagged"], run["score"], labels, poisoned) for run in runs]
@@ -134,14 +140,14 @@ def compare(python: Path, per_class: int, poisons: int, repeats: int) -> dict:
         file = Path(folder) / "features.npz"
         capped, free = (Worker(python, Path(folder), threads) for threads in (1, None))
         for case, direction in CASES.items():
-            features, labels, poisoned = toy(per_class, poisons, direction)
+            features, labels, poisoned = synthetic_features(per_class, poisons, direction)
             np.savez(file, features=features, labels=labels)
             logits = np.eye(CLASSES, dtype=np.float32)[labels]
             names = tuple(map(str, range(CLASSES)))
             evidence = Evidence(Outputs(features, logits), {}, labels, row_ids(len(labels)), names)
             for method, (ours, theirs, settings) in methods(poisons / (per_class + poisons)).items():
                 runs: dict[str, list[dict]] = {"ours": [], "theirs": [], "free": []}
-                for seed in range(repeats + 1):  # in turn; the first round warms up
+                for seed in range(repeats + 1):  # the sides run in turn, and the first round is a warm-up
                     runs["ours"].append(run_ours(ours(seed), evidence))
                     runs["theirs"].append(capped.run(file, seed, theirs, settings))
                     runs["free"].append(free.run(file, seed, theirs, settings))
@@ -164,33 +170,38 @@ def result(runs: dict[str, list[dict]], labels: np.ndarray, poisoned: np.ndarray
         "theirs_seconds": theirs,
         "theirs_seconds_with_its_own_threads": median_seconds(runs["free"]),
         "threads": 1,
-        "ours": accuracy(runs["ours"], labels, poisoned),
-        "theirs": accuracy(runs["theirs"], labels, poisoned),
+        "ours": median_rates(runs["ours"], labels, poisoned),
+        "theirs": median_rates(runs["theirs"], labels, poisoned),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", type=Path, default=ROOT / "build" / "art", help="ART's environment, made if missing")
+    parser.add_argument(
+        "--venv",
+        type=Path,
+        default=ROOT / "build" / "art",
+        help="ART's virtual environment; it is created if it does not exist",
+    )
     parser.add_argument("--out", type=Path, help="the JSON file; by default results/against-art/results.json")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the samples, two repeats")
-    given = parser.parse_args()
-    per_class, poisons, repeats = (500, 50, 2) if given.quick else (5000, 500, given.repeats)
-    python = environment(given.venv)
-    asked = "from importlib.metadata import version as v; import sys; print(*map(v, sys.argv[1:]))"
-    both = ("adversarial-robustness-toolbox", *PACKAGES)
-    told = subprocess.run([python, "-c", asked, *both], check=True, capture_output=True, text=True).stdout.split()
+    parser.add_argument("--repeats", type=int, default=7, help="rounds after the warm-up")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the images, two rounds")
+    options = parser.parse_args()
+    per_class, poisons, repeats = (500, 50, 2) if options.quick else (5000, 500, options.repeats)
+    python = environment(options.venv)
+    code = "from importlib.metadata import version as v; import sys; print(*map(v, sys.argv[1:]))"
+    packages = ("adversarial-robustness-toolbox", *PACKAGES)
+    numbers = subprocess.run([python, "-c", code, *packages], check=True, capture_output=True, text=True).stdout
     versions = {
         "python": platform.python_version(),
         "ours": {name: version(name) for name in ("undoor", *PACKAGES)},
-        "theirs": dict(zip(both, told, strict=True)),
+        "theirs": dict(zip(packages, numbers.split(), strict=True)),
     }
     size = {"classes": CLASSES, "per_class": per_class, "poisons": poisons, "dimensions": DIMENSIONS}
     results = compare(python, per_class, poisons, repeats)
     size |= {"repeats": repeats, "cores": os.cpu_count()}
     content = {name: row | {"versions": versions, "size": size} for name, row in results.items()}
-    out = given.out or (None if given.quick else ROOT / "results" / "against-art" / "results.json")
+    out = options.out or (None if options.quick else ROOT / "results" / "against-art" / "results.json")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

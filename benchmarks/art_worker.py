@@ -1,6 +1,6 @@
-"""ART's side of against_art.py; runs in ART's own environment, which holds nothing of this project.
+"""ART's side of ``benchmarks.against_art``. It runs in ART's own environment, in which undoor is not installed.
 
-Reads one job a line from standard input and answers each with one line; both are JSON.
+It reads jobs from standard input, one JSON object per line, and answers each with one line of JSON.
 """
 
 import json
@@ -15,7 +15,7 @@ warnings.simplefilter("ignore")
 
 
 class PassThrough:
-    """A classifier whose only layer is its input: the features reach the defences as they are."""
+    """A classifier whose only layer is its input, so that the defenses get the features unchanged."""
 
     layer_names = ("features",)
 
@@ -23,28 +23,28 @@ class PassThrough:
         self.nb_classes = nb_classes
 
     def get_activations(self, x, **_):
-        """Return the input as it is."""
+        """Return the input unchanged."""
         return x
 
 
 def spectral_signatures(features, labels, expected):
-    defence = SpectralSignatureDefense(
+    defense = SpectralSignatureDefense(
         PassThrough(labels.max() + 1), features, labels, expected_pp_poison=expected, eps_multiplier=1.5
     )
-    begun = time.perf_counter()
-    _, is_clean = defence.detect_poison()
-    seconds = time.perf_counter() - begun
+    begin = time.perf_counter()
+    _, is_clean = defense.detect_poison()
+    seconds = time.perf_counter() - begin
     score = np.zeros(len(labels))
-    for label in np.unique(labels):  # the report holds the scores of flagged samples only
-        score[labels == label] = defence.spectral_signature_scores(features[labels == label])[:, 0]
+    for label in np.unique(labels):  # the report has scores of flagged samples only
+        score[labels == label] = defense.spectral_signature_scores(features[labels == label])[:, 0]
     return seconds, np.asarray(is_clean) == 0, score
 
 
 def activation_clustering(features, labels, **settings):
-    defence = ActivationDefence(PassThrough(labels.max() + 1), features, labels)
-    begun = time.perf_counter()
-    _, is_clean = defence.detect_poison(nb_clusters=2, nb_dims=10, **settings)
-    seconds = time.perf_counter() - begun
+    defense = ActivationDefence(PassThrough(labels.max() + 1), features, labels)
+    begin = time.perf_counter()
+    _, is_clean = defense.detect_poison(nb_clusters=2, nb_dims=10, **settings)
+    seconds = time.perf_counter() - begin
     flagged = np.asarray(is_clean) == 0
     return seconds, flagged, flagged.astype(float)
 
@@ -57,7 +57,7 @@ def main():
         method = {"ss": spectral_signatures, "ac": activation_clustering}[job["method"]]
         try:
             seconds, flagged, score = method(arrays["features"], arrays["labels"], **job["settings"])
-        except Exception as error:  # a defence that crashes is a result, too
+        except Exception as error:  # a defense that crashes is a result too
             print(json.dumps({"error": f"{type(error).__name__}: {error}"[:200]}), flush=True)
             continue
         np.savez(job["answer"], flagged=flagged, score=score)

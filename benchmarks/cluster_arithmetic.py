@@ -1,7 +1,10 @@
-"""What a million, a hundred million and a billion images cost: measured constants, multiplied.
+"""The cost of a million, a hundred million and a billion images: measured constants times the number of images.
 
-``measure`` writes the constants of one device into a JSON file; ``write`` makes the tables of docs/ray.md of
-results/cluster/cpu.json and, where it exists, results/gpu/pass.json: the same command with ``--device cuda``.
+    python -m benchmarks.cluster_arithmetic measure --cifar test.parquet --evidence victim.npz
+    python -m benchmarks.cluster_arithmetic write
+
+The first command writes the constants of one device into a JSON file. The second makes the tables of docs/ray.md
+from results/cluster/cpu.json and, if it exists, from results/gpu/pass.json, which ``measure --device cuda`` writes.
 """
 
 import json
@@ -18,12 +21,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import typer
 
-from marked import write_marked
+from tools.marked import write_marked
 from undoor.data.dataset import Dataset, row_ids
 from undoor.data.readers import read as read_data
 from undoor.engine import Engine, as_finished, one_thread
 from undoor.evidence import Outputs
 from undoor.evidence.collect import collect
+from undoor.experiments.report.tables import markdown
 from undoor.experiments.store import Store, hardware
 from undoor.filters import Average
 from undoor.findings.provenance import versions
@@ -33,19 +37,25 @@ from undoor.networks.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = ROOT / "results" / "cluster" / "cpu.json", ROOT / "results" / "gpu" / "pass.json"
-PAGE = ROOT / "docs" / "ray.md"
-MARKS = ("<!-- arithmetic: written by benchmarks/cluster_arithmetic.py -->", "<!-- end of arithmetic -->")
+DOCUMENT = ROOT / "docs" / "ray.md"
+MARKS = ("<!-- arithmetic: written by `python -m benchmarks.cluster_arithmetic` -->", "<!-- end of arithmetic -->")
 
 SIZES = {"10⁶": 10**6, "10⁸": 10**8, "10⁹": 10**9}
 SHARD = 4096
-"""Images a task of the pass, assumed."""
+"""Images of one task of the pass (assumed)."""
 CORES = 1000
-"""Of the cluster, assumed."""
-DOLLARS_A_GPU_HOUR = 3.0
-"""Assumed; ``write --gpu-hour`` takes another."""
+"""Cores of the cluster (assumed)."""
+DOLLARS_PER_GPU_HOUR = 3.0
+"""Price of a GPU (assumed)."""
 SHAPE = (3, 32, 32)
+"""Channels, height and width of the images."""
 DIMENSIONS = 64
+"""Features of the network."""
 ROUNDS = 5
+"""Repetitions of each measurement."""
+LARGE_TASKS = 8
+"""Tasks with a whole shard of pixels, in the measurement of the transfer."""
+MISSING = "not measured"
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -53,9 +63,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def measure_pass(device: str, images: int, batch_sizes: list[int]) -> dict:
-    """Return the seconds an image takes in one pass: both forwards of ResNet-20, the filter, all transfers.
+    """Return the seconds of one image in the pass: two forward passes of ResNet-20, the filter and all transfers.
 
-    On a CPU they are seconds of the core, so that other work on it does not count; the fastest batch is kept.
+    On a CPU these are seconds of the core, so that other programs do not count. The fastest batch size is reported.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
     pixels = np.random.default_rng(0).integers(0, 256, (images, *SHAPE), dtype=np.uint8)
@@ -63,28 +73,28 @@ def measure_pass(device: str, images: int, batch_sizes: list[int]) -> dict:
     classifier = Classifier(build_network("resnet20", SHAPE, 10), device=device)
 
     def seconds(batch_size: int) -> float:
-        begun = clock()
+        begin = clock()
         collect(classifier, data, (Average(),), batch_size=batch_size)
-        return (clock() - begun) / images
+        return (clock() - begin) / images
 
     best: dict = {}
     for size in batch_sizes:
         seconds(size)
-        told = {"batch_size": size, "seconds_an_image": spread([seconds(size) for _ in range(ROUNDS)])}
-        if not best or told["seconds_an_image"]["median"] < best["seconds_an_image"]["median"]:
-            best = told
+        result = {"batch_size": size, "seconds_an_image": spread([seconds(size) for _ in range(ROUNDS)])}
+        if not best or result["seconds_an_image"]["median"] < best["seconds_an_image"]["median"]:
+            best = result
     return {**best, "images": images}
 
 
 def measure_mixtures(evidence: Path, classes: int) -> dict:
-    """Return the seconds of a core that the sweep over K takes for a class of a real victim."""
-    kept = np.load(evidence)
+    """Return the seconds of a core that the sweep over K takes for classes of a real victim, per image."""
+    arrays = np.load(evidence)
     seconds, sizes = [], []
     for label in range(classes):
-        features = kept["features"][kept["labels"] == label].astype(np.float32)
-        begun = time.process_time()
+        features = arrays["features"][arrays["labels"] == label].astype(np.float32)
+        begin = time.process_time()
         cluster(features, MixtureSettings(), seed=0)
-        seconds.append(time.process_time() - begun)
+        seconds.append(time.process_time() - begin)
         sizes.append(len(features))
     per_image = [s / n for s, n in zip(seconds, sizes, strict=True)]
     return {
@@ -96,7 +106,7 @@ def measure_mixtures(evidence: Path, classes: int) -> dict:
 
 
 def measure_bytes(parquet: Path) -> dict:
-    """Return the bytes an image takes on disk: in the data set, decoded, and as evidence of 10 and 1 000 classes."""
+    """Return the bytes of an image: in the file, decoded, and as evidence of 10 and 1 000 classes."""
     rows = 1000
     sizes: dict[str, float] = {
         "encoded": parquet.stat().st_size / pq.read_metadata(parquet).num_rows,
@@ -107,51 +117,50 @@ def measure_bytes(parquet: Path) -> dict:
         for classes in (10, 1000):
             outputs = Outputs(np.zeros((rows, DIMENSIONS), np.float32), np.zeros((rows, classes), np.float32))
             store.keep_outputs(str(classes), outputs)
-            # Of the image and of its filtered twin.
+            # The evidence consists of the outputs for the image and for its filtered version.
             sizes[f"evidence_{classes}"] = 2 * store.path("cache", str(classes), ".outputs").stat().st_size / rows
     return sizes
 
 
 def measure_decoding(parquet: Path) -> dict:
-    """Return the seconds of a core that an image takes from the file to the array."""
+    """Return the seconds of a core to read an image from the file into the array."""
     seconds = []
     for _ in range(ROUNDS):
-        begun = time.process_time()
+        begin = time.process_time()
         images = len(read_data(str(parquet)))
-        seconds.append((time.process_time() - begun) / images)
+        seconds.append((time.process_time() - begin) / images)
     return {"images": images, "seconds_an_image": spread(seconds)}
 
 
 def measure_ray(tasks: int) -> dict:
-    """Return the seconds of its core that the driver spends on a task, and on a byte that goes to one or comes back.
+    """Return the seconds of its core that the driver spends on a task, and on a byte sent to or received from a task.
 
-    All tasks pass through the driver: it is what limits a large cluster.
+    All tasks pass through the driver, which therefore limits a large cluster.
     """
     import ray
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 
     def seconds(function: Callable, items: Iterator) -> float:
-        begun = time.process_time()
+        begin = time.process_time()
         for _ in as_finished(function, items, Engine("ray")):
             pass
-        return time.process_time() - begun
+        return time.process_time() - begin
 
-    def large(rounds: int) -> Iterator[np.ndarray]:
-        return (np.zeros(SHARD * int(np.prod(SHAPE)), np.uint8) for _ in range(rounds))
+    def shards(count: int) -> Iterator[np.ndarray]:
+        return (np.zeros(SHARD * int(np.prod(SHAPE)), np.uint8) for _ in range(count))
 
     seconds(type, iter(range(20)))
-    a_task = [seconds(type, iter(range(tasks))) / tasks for _ in range(ROUNDS)]
-    seconds(np.negative, large(2))
-    each = 8
-    # np.negative reads every byte and sends as many back.
-    both_ways = [seconds(np.negative, large(each)) / each for _ in range(ROUNDS)]
+    per_task = [seconds(type, iter(range(tasks))) / tasks for _ in range(ROUNDS)]
+    seconds(np.negative, shards(2))
+    # np.negative receives a shard and sends as many bytes back.
+    per_shard = [seconds(np.negative, shards(LARGE_TASKS)) / LARGE_TASKS for _ in range(ROUNDS)]
     ray.shutdown()
-    size = SHARD * float(np.prod(SHAPE))
+    transferred = 2 * SHARD * float(np.prod(SHAPE))
     return {
         "version": ray.__version__,
-        "seconds_a_task": spread(a_task),
-        "seconds_a_byte": spread([s / (2 * size) for s in both_ways]),
+        "seconds_a_task": spread(per_task),
+        "seconds_a_byte": spread([s / transferred for s in per_shard]),
     }
 
 
@@ -171,75 +180,75 @@ def time_of(seconds: float) -> str:
 
 
 def tables(cpu: dict, gpu: dict | None, gpu_hour: float) -> str:
-    """Return both tables as Markdown: the constants with their spread, and what they come to."""
-    missing = "not measured"
+    """Return both tables as Markdown: the constants with their spread, and the costs that follow from them."""
+    return "\n\n".join([constants_table(cpu, gpu), costs_table(cpu, gpu, gpu_hour), note(cpu, gpu_hour)])
 
-    def constant(name: str, told: dict | None, show: Callable[[float], str], where: str) -> str:
-        if told is None:
-            return f"| {name} | {missing} | | |"
-        return f"| {name} | {show(told['median'])} | {show(told['lowest'])} – {show(told['highest'])} | {where} |"
 
+def seconds_per_image(device: dict | None, name: str) -> dict | None:
+    """Return a constant of a device, or None if it was not measured."""
+    return device[name]["seconds_an_image"] if device and name in device else None
+
+
+def constants_table(cpu: dict, gpu: dict | None) -> str:
     size, ray, mixtures = cpu["bytes_an_image"], cpu["ray"], cpu["mixtures"]
-    on_core = {name: cpu[name]["seconds_an_image"] for name in ("decoding", "pass", "mixtures")}
-    on_gpu = {name: gpu[name]["seconds_an_image"] if gpu and name in gpu else None for name in ("pass", "mixtures")}
-    lines = [
-        "| an image of 32×32 pixels costs | median | lowest – highest | measured on |",
-        "|---|---|---|---|",
-        f"| bytes as JPEG, in Parquet | {size['encoded']:.0f} | | its file |",
-        f"| bytes decoded | {size['pixels']:.0f} | | its array |",
-        *(
-            f"| bytes of evidence, {k} classes, {DIMENSIONS} features | {size[f'evidence_{k}']:.0f} | | its file |"
+    core, gpu_name, one_node = cpu["hardware"], gpu["hardware"] if gpu else "", f"Ray {ray['version']}, one node"
+    features = f"features of a CIFAR-10 victim, {mixtures['classes']} classes of {mixtures['images_a_class']:.0f}"
+    megabyte = {name: 1e6 * value for name, value in ray["seconds_a_byte"].items()}
+    sizes = {
+        "bytes as JPEG, in Parquet": (size["encoded"], "the file"),
+        "bytes decoded": (size["pixels"], "the array"),
+        **{
+            f"bytes of evidence, {k} classes, {DIMENSIONS} features": (size[f"evidence_{k}"], "the file")
             for k in (10, 1000)
-        ),
-        constant("reading on a core: from the file to the array", on_core["decoding"], time_of, cpu["hardware"]),
-        constant("pass on a core: two forwards of ResNet-20, the filter", on_core["pass"], time_of, "the same"),
-        constant("pass on a GPU", on_gpu["pass"], time_of, gpu["hardware"] if gpu else ""),
-        constant(
-            f"mixtures on a core: features of a CIFAR-10 victim, {mixtures['classes']} classes of "
-            f"{mixtures['images_a_class']:.0f}",
-            on_core["mixtures"],
-            time_of,
-            cpu["hardware"],
-        ),
-        constant("mixtures on a GPU", on_gpu["mixtures"], time_of, gpu["hardware"] if gpu else ""),
-        constant("a task, on the driver's core", ray["seconds_a_task"], time_of, f"Ray {ray['version']}, one node"),
-        constant(
-            "a megabyte to or from a task, on the driver's core",
-            {name: 1e6 * value for name, value in ray["seconds_a_byte"].items()},
-            time_of,
-            "the same",
-        ),
-        "",
-        f"| images | {' | '.join(SIZES)} |",
-        "|---" * (1 + len(SIZES)) + "|",
-    ]
+        },
+    }
+    times = {
+        "reading on a core: from the file to the array": (seconds_per_image(cpu, "decoding"), core),
+        "pass on a core: two forward passes of ResNet-20, the filter": (seconds_per_image(cpu, "pass"), "the same"),
+        "pass on a GPU": (seconds_per_image(gpu, "pass"), gpu_name),
+        f"mixtures on a core: {features}": (seconds_per_image(cpu, "mixtures"), core),
+        "mixtures on a GPU": (seconds_per_image(gpu, "mixtures"), gpu_name),
+        "a task, on the driver's core": (ray["seconds_a_task"], one_node),
+        "a megabyte to or from a task, on the driver's core": (megabyte, "the same"),
+    }
+    lines = [[name, f"{value:.0f}", "", measured_on] for name, (value, measured_on) in sizes.items()]
+    for name, (value, measured_on) in times.items():
+        if value is None:
+            lines.append([name, MISSING, "", ""])
+        else:
+            median, lowest, highest = (time_of(value[part]) for part in ("median", "lowest", "highest"))
+            lines.append([name, median, f"{lowest} – {highest}", measured_on])
+    return markdown(["an image of 32×32 pixels costs", "median", "lowest – highest", "measured on"], lines)
 
-    def row(name: str, value: Callable[[int], float] | None, show: Callable[[float], str]) -> str:
-        shown = (missing if value is None else show(value(n)) for n in SIZES.values())
-        return f"| {name} | {' | '.join(shown)} |"
 
-    reading, passing, mixing = (on_core[name]["median"] for name in ("decoding", "pass", "mixtures"))
+def costs_table(cpu: dict, gpu: dict | None, gpu_hour: float) -> str:
+    size, ray = cpu["bytes_an_image"], cpu["ray"]
+    names = ("decoding", "pass", "mixtures")
+    reading, passing, mixing = (cpu[name]["seconds_an_image"]["median"] for name in names)
 
-    def driver(n: int, shipped: float) -> float:
-        return n / SHARD * ray["seconds_a_task"]["median"] + n * shipped * ray["seconds_a_byte"]["median"]
+    def row(name: str, value: Callable[[int], float] | None, as_text: Callable[[float], str]) -> list[str]:
+        return [name, *(MISSING if value is None else as_text(value(n)) for n in SIZES.values())]
 
-    def gives_out(n: int) -> float:
+    def driver(n: int, bytes_per_image: float) -> float:
+        return n / SHARD * ray["seconds_a_task"]["median"] + n * bytes_per_image * ray["seconds_a_byte"]["median"]
+
+    def driver_sends(n: int) -> float:
         return driver(n, size["pixels"] + size["evidence_10"])
 
     def driver_reads(n: int) -> float:
-        return n * reading + max(n * (passing + mixing) / CORES, gives_out(n))
+        return n * reading + max(n * (passing + mixing) / CORES, driver_sends(n))
 
     def tasks_read(n: int) -> float:
         return max(n * (reading + passing + mixing) / CORES, driver(n, size["evidence_10"]))
 
-    def hired(name: str) -> list[str]:
-        told = on_gpu[name]
-        seconds = None if told is None else lambda n: n * told["median"]
-        dollars = None if told is None else lambda n: n * told["median"] / 3600 * gpu_hour
-        price = f"{name}, at ${gpu_hour:.2f} a GPU hour"
+    def on_gpu(name: str) -> list[list[str]]:
+        value = seconds_per_image(gpu, name)
+        seconds = None if value is None else lambda n: n * value["median"]
+        dollars = None if value is None else lambda n: n * value["median"] / 3600 * gpu_hour
+        price = f"{name}, at ${gpu_hour:.2f} per GPU hour"
         return [row(f"{name} on one GPU", seconds, time_of), row(price, dollars, lambda n: f"${n:,.2f}")]
 
-    lines += [
+    lines = [
         row("as JPEG, in Parquet", lambda n: n * size["encoded"], bytes_of),
         row("decoded", lambda n: n * size["pixels"], bytes_of),
         row("evidence, 10 classes", lambda n: n * size["evidence_10"], bytes_of),
@@ -248,18 +257,22 @@ def tables(cpu: dict, gpu: dict | None, gpu_hour: float) -> str:
         row("reading on one core", lambda n: n * reading, time_of),
         row("pass on one core", lambda n: n * passing, time_of),
         row("mixtures on one core", lambda n: n * mixing, time_of),
-        row("driver: giving out shards, taking evidence", gives_out, time_of),
-        row(f"all on {CORES} cores, after the driver has read on one", driver_reads, time_of),
-        row(f"all on {CORES} cores, where tasks read their shards", tasks_read, time_of),
-        *hired("pass"),
-        *hired("mixtures"),
-        "",
-        f"torch {cpu['versions']['torch']}, one thread, medians of {ROUNDS} rounds (mixtures: of the classes); times "
-        f"on a core are seconds of that core. Assumed: shards of {SHARD} images, {CORES} cores of this kind, "
-        f"${gpu_hour:.2f} a GPU hour, and mixtures whose time grows with the number of images. "
-        "The driver gives out and takes in while the cores work.",
+        row("driver: sending shards, receiving evidence", driver_sends, time_of),
+        row(f"everything on {CORES} cores, after the driver has read on one", driver_reads, time_of),
+        row(f"everything on {CORES} cores, if the tasks read their shards", tasks_read, time_of),
+        *on_gpu("pass"),
+        *on_gpu("mixtures"),
     ]
-    return "\n".join(lines)
+    return markdown(["images", *SIZES], lines)
+
+
+def note(cpu: dict, gpu_hour: float) -> str:
+    return (
+        f"torch {cpu['versions']['torch']}, one thread, medians over {ROUNDS} rounds (mixtures: over the classes). "
+        f"Times on a core are seconds of that core. Assumed: shards of {SHARD} images, {CORES} cores of this kind, "
+        f"${gpu_hour:.2f} per GPU hour, and mixtures whose time is proportional to the number of images. The driver "
+        "sends and receives while the cores work."
+    )
 
 
 def read(path: Path) -> dict:
@@ -273,12 +286,14 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def measure(
     out: Annotated[Path, typer.Option(help="the JSON file")] = CPU,
-    device: Annotated[str, typer.Option(help="cpu or cuda; on cuda the pass alone")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda; on cuda only the pass is measured")] = "cpu",
     cifar: Annotated[Path, typer.Option(help="CIFAR-10, training or test set, as Parquet")] = Path("train.parquet"),
-    evidence: Annotated[Path, typer.Option(help="an .npz with features and labels of a victim")] = Path("evidence.npz"),
-    images: Annotated[int, typer.Option(help="of the pass")] = 2048,
-    classes: Annotated[int, typer.Option(help="of the mixtures")] = 3,
-    tasks: Annotated[int, typer.Option(help="of Ray")] = 500,
+    evidence: Annotated[Path, typer.Option(help="an .npz file with features and labels of a victim")] = Path(
+        "evidence.npz"
+    ),
+    images: Annotated[int, typer.Option(help="images of the pass")] = 2048,
+    classes: Annotated[int, typer.Option(help="classes of the mixtures")] = 3,
+    tasks: Annotated[int, typer.Option(help="tasks of Ray")] = 500,
 ) -> None:
     """Measure the constants of one device."""
     content: dict = {"versions": {**versions(), "python": platform.python_version()}}
@@ -300,10 +315,10 @@ def measure(
 
 
 @app.command()
-def write(gpu_hour: Annotated[float, typer.Option(help="dollars, assumed")] = DOLLARS_A_GPU_HOUR) -> None:
+def write(gpu_hour: Annotated[float, typer.Option(help="the assumed price in dollars")] = DOLLARS_PER_GPU_HOUR) -> None:
     """Write the tables into docs/ray.md."""
     text = tables(read(CPU), read(GPU) if GPU.exists() else None, gpu_hour)
-    write_marked(PAGE, MARKS, text)
+    write_marked(DOCUMENT, MARKS, text)
     print(text)
 
 

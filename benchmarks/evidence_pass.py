@@ -1,6 +1,8 @@
-"""What the pass over the images costs beside two bare forward passes, and how much memory a large set takes.
+"""Time the pass over the images beside two plain forward passes, and measure the memory of a large set.
 
-Prints one JSON object. Times are processor seconds, the two sides in turn.
+    python -m benchmarks.evidence_pass
+
+prints one JSON object. Times are seconds of the processor, and the two sides run in turn.
 """
 
 import json
@@ -24,70 +26,71 @@ from undoor.networks.architectures import build_network
 from undoor.networks.classifier import BATCH_SIZE, Classifier
 
 
-def made_up(n: int, channels: int, size: int) -> Dataset:
+def noise(n: int, channels: int, size: int) -> Dataset:
     """Return n images of noise in ten classes."""
     images = np.random.default_rng(0).integers(0, 256, (n, channels, size, size), dtype=np.uint8)
     return Dataset(images, np.arange(n) % 10, tuple(map(str, range(10))), row_ids(n))
 
 
 def seconds(work: Callable[[], object]) -> float:
-    begun = time.process_time()
+    begin = time.process_time()
     work()
-    return time.process_time() - begun
+    return time.process_time() - begin
 
 
-def cost(images: int, rounds: int) -> dict[str, object]:
-    """Time ``collect`` on ResNet-20 against the same two forward passes in a plain loop."""
-    dataset = made_up(images, 3, 32)
+def cost(n: int, rounds: int) -> dict[str, object]:
+    """Time ``collect`` with a ResNet-20 beside the same two forward passes in a plain loop."""
+    dataset = noise(n, 3, 32)
     classifier = Classifier(build_network("resnet20", (3, 32, 32), 10), device="cpu")
     model = classifier.model.eval()
     plain = classifier.scale(dataset.images)
-    variants = [one.contiguous(memory_format=torch.channels_last) for one in (plain, Average()(plain))]
+    variants = [images.contiguous(memory_format=torch.channels_last) for images in (plain, Average()(plain))]
 
-    def bare() -> None:
+    def forward_passes() -> None:
         with torch.inference_mode():
             for variant in variants:
-                for start in range(0, images, BATCH_SIZE):
+                for start in range(0, n, BATCH_SIZE):
                     model(variant[start : start + BATCH_SIZE])
 
-    bare()
+    forward_passes()
     ratios = []
     for _ in range(rounds):
-        before, ours, after = seconds(bare), seconds(lambda: collect(classifier, dataset)), seconds(bare)
-        ratios.append(2 * ours / (before + after))
+        before = seconds(forward_passes)
+        ours = seconds(lambda: collect(classifier, dataset))
+        ratios.append(2 * ours / (before + seconds(forward_passes)))
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"images": images, "rounds": rounds, "ratio": middle, "quartiles": [low, high]}
+    return {"images": n, "rounds": rounds, "ratio": middle, "quartiles": [low, high]}
 
 
-def memory(images: int, width: int, kept: bool) -> dict[str, object]:
-    """Collect wide features of many tiny images; return the peak of resident memory."""
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, width), torch.nn.ReLU(),
-                                torch.nn.Linear(width, 10))  # fmt: skip
-    dataset = made_up(images, 1, 4)
+def memory(images: int, width: int, shards: bool) -> dict[str, object]:
+    """Collect wide features of many tiny images; return the peak of the resident memory."""
+    hidden = [torch.nn.Flatten(), torch.nn.Linear(16, width), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*hidden, torch.nn.Linear(width, 10))
+    dataset = noise(images, 1, 4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        found = collect(
-            Classifier(model, device="cpu"), dataset, batch_size=1024, folder=Path(folder) if kept else None
+        outputs = collect(
+            Classifier(model, device="cpu"), dataset, batch_size=1024, folder=Path(folder) if shards else None
         )
     return {
         "images": images,
         "width": width,
-        "shards": kept,
+        "shards": shards,
         "bytes_of_outputs": 2 * images * (width + 10) * 4,
-        "mapped": isinstance(found.plain.features, np.memmap),
+        "mapped": isinstance(outputs.plain.features, np.memmap),
         "budget": evidence.MEMORY_BUDGET,
         "resident_bytes_before": before,
         "resident_bytes_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "seconds": time.perf_counter() - begun,
+        "seconds": time.perf_counter() - begin,
     }
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="of the comparison; 0 leaves it out")] = 9,
-    images: Annotated[int, typer.Option(help="of the memory run; 0 leaves it out")] = 1_000_000,
-    width: Annotated[int, typer.Option(help="features of the memory run")] = 512,
-    shards: Annotated[bool, typer.Option(help="keep shards in the memory run")] = True,
+    rounds: Annotated[int, typer.Option(help="rounds of the comparison; 0 skips it")] = 9,
+    images: Annotated[int, typer.Option(help="images of the memory run; 0 skips it")] = 1_000_000,
+    width: Annotated[int, typer.Option(help="features of an image in the memory run")] = 512,
+    shards: Annotated[bool, typer.Option(help="write shards in the memory run")] = True,
 ) -> None:
     result: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if images:

@@ -1,7 +1,9 @@
-"""What training reaches on a GPU: is the captured step the eager one, and how long is an epoch of several at once.
+"""Training on a GPU: whether captured steps compute the same as eager ones, and the speed of simultaneous trainings.
 
-Writes a JSON file anew after every measurement, so that a run that is cut short leaves what it measured.
-The data is made up: ten classes of coloured patches under noise.
+    python -m benchmarks.gpu_training --out gpu.json
+
+writes the JSON file again after every measurement, so that a run that is stopped keeps its results. The data is
+synthetic: ten classes of coloured patches with noise.
 """
 
 import json
@@ -27,10 +29,10 @@ from undoor.networks.recipes import PRESETS, Recipe
 from undoor.networks.training import Step, train_many
 
 BYTES_AN_IMAGE = {"float32": 12.7e6, "bf16": 6.9e6}
-"""What a training step of ResNet-20 reads and writes for an image, by the compiler's own count of its fused kernels."""
+"""Bytes that a training step of ResNet-20 reads and writes for one image, as the compiler counts its fused kernels."""
 
 
-def made_up(n: int, seed: int = 0) -> Dataset:
+def coloured_patches(n: int, seed: int = 0) -> Dataset:
     """Return n images of 32×32 pixels in ten classes."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % 10
@@ -48,25 +50,25 @@ def flops_an_image() -> int:
     return counter.get_total_flops() // 2
 
 
-def wait(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def ceilings(place: torch.device) -> dict[str, float]:
-    """Return the rate of a large bf16 matrix product (FLOP/s) and of a copy (bytes read and written a second)."""
-    side, size = (8192, 2**32) if place.type == "cuda" else (256, 2**22)
-    a, b = (torch.randn(side, side, device=place, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.randint(0, 256, (size,), device=place, dtype=torch.uint8)
+def ceilings(device: torch.device) -> dict[str, float]:
+    """Return the speed of a large bf16 matrix product (FLOP/s) and of a copy (bytes read and written per second)."""
+    side, size = (8192, 2**32) if device.type == "cuda" else (256, 2**22)
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randint(0, 256, (size,), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
 
     def median_seconds(action) -> float:
         seconds = []
         for _ in range(13):
-            wait(place)
+            wait(device)
             start = time.perf_counter()
             action()
-            wait(place)
+            wait(device)
             seconds.append(time.perf_counter() - start)
         return float(np.median(seconds[3:]))
 
@@ -74,43 +76,43 @@ def ceilings(place: torch.device) -> dict[str, float]:
     return {"flops": 2 * side**3 / product, "bytes": 2 * size / copy}
 
 
-def losses(data: Dataset, recipe: Recipe, place: torch.device, steps: int, captured: bool) -> list[float]:
-    """Return the loss of each of the first steps."""
-    cuda = place.type == "cuda"
-    with torch.cuda.stream(torch.cuda.Stream(place)) if cuda else nullcontext():
-        images = torch.tensor(data.images, device=place) if cuda else data.images
-        started = new_training(Job(data, recipe), images, place)
+def losses(data: Dataset, recipe: Recipe, device: torch.device, steps: int, captured: bool) -> list[float]:
+    """Return the losses of the first steps."""
+    cuda = device.type == "cuda"
+    with torch.cuda.stream(torch.cuda.Stream(device)) if cuda else nullcontext():
+        images = torch.tensor(data.images, device=device) if cuda else data.images
+        run = new_training(Job(data, recipe), images, device)
         if captured and cuda:
-            started.capture()
+            run.capture()
         elif captured:
-            started.warm_up()
+            run.warm_up()
         curve: list[float] = []
         epoch = 0
         while len(curve) < steps:
-            started.begin(epoch, started.draw(epoch))
+            run.begin(epoch, run.draw(epoch))
             sums = [0.0]
-            for step in range(min(started.steps, steps - len(curve))):
-                started.advance(step)
-                sums.append(started.tally()[0])
+            for step in range(min(run.steps, steps - len(curve))):
+                run.advance(step)
+                sums.append(run.tally()[0])
             curve += np.diff(sums).tolist()
             epoch += 1
     return curve
 
 
-def compare(data: Dataset, recipe: Recipe, place: torch.device, steps: int) -> dict:
-    """Compare the loss curve of captured steps with that of eager ones, and two eager curves with each other."""
-    eager, again, captured = (losses(data, recipe, place, steps, kind) for kind in (False, False, True))
+def compare(data: Dataset, recipe: Recipe, device: torch.device, steps: int) -> dict:
+    """Compare the losses of captured steps with those of eager steps, and those of two eager trainings."""
+    eager, again, captured = (losses(data, recipe, device, steps, mode) for mode in (False, False, True))
 
-    def apart(curve: list[float]) -> float:
+    def difference(curve: list[float]) -> float:
         return float(np.abs(np.subtract(curve, eager)).max())
 
-    return {"eager": eager, "captured": captured, "apart": apart(captured), "apart_eager_twice": apart(again)}
+    return {"eager": eager, "captured": captured, "apart": difference(captured), "apart_eager_twice": difference(again)}
 
 
-def epoch_seconds(data: Dataset, recipe: Recipe, place: torch.device, together: int) -> float:
-    """Return the seconds of the second epoch of several trainings at once, the first being a warm-up.
+def epoch_seconds(data: Dataset, recipe: Recipe, device: torch.device, together: int) -> float:
+    """Return the seconds of the second epoch of several simultaneous trainings; the first epoch is a warm-up.
 
-    On a CPU, where one follows another, the seconds of one epoch of each, with all that comes before it.
+    On a CPU the trainings follow one another, and the result is the time of one epoch of each, with its preparation.
     """
     ends: dict[int, float] = {1: 0.0, 2: 0.0}
 
@@ -118,47 +120,47 @@ def epoch_seconds(data: Dataset, recipe: Recipe, place: torch.device, together: 
         if step.step == step.steps:
             ends[step.epoch] = time.perf_counter()
 
-    if place.type != "cuda":
+    if device.type != "cuda":
         start = time.perf_counter()
-        train_many([Job(data, replace(recipe, epochs=1))] * together, device=str(place), on_step=on_step)
+        train_many([Job(data, replace(recipe, epochs=1))] * together, device=str(device), on_step=on_step)
         return time.perf_counter() - start
-    # Sets of their own, as poisoned sets are.
-    sets = [replace(data, images=data.images.copy()) for _ in range(together)]
-    jobs = [Job(own, replace(recipe, epochs=2, seed=seed)) for seed, own in enumerate(sets)]
-    train_many(jobs, device=str(place), on_step=on_step)
+    # Each training has its own copy of the images, as trainings on poisoned sets have.
+    copies = [replace(data, images=data.images.copy()) for _ in range(together)]
+    jobs = [Job(images, replace(recipe, epochs=2, seed=seed)) for seed, images in enumerate(copies)]
+    train_many(jobs, device=str(device), on_step=on_step)
     return ends[2] - ends[1]
 
 
-def software(place: torch.device) -> dict:
-    cuda = place.type == "cuda"
+def software(device: torch.device) -> dict:
+    cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "device": torch.cuda.get_device_name(place) if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
 
 
 def main(
     out: Annotated[Path, typer.Option(help="the JSON file")],
-    device: Annotated[str, typer.Option(help="cuda or cpu")] = "cuda",
-    images: Annotated[int, typer.Option(help="images an epoch")] = 51_000,
-    steps: Annotated[int, typer.Option(help="steps of the loss curves")] = 200,
-    presets: Annotated[str, typer.Option(help="names, with commas")] = "paper,paper-bf16,large-batch",
-    together: Annotated[str, typer.Option(help="numbers of trainings at once, with commas")] = "1,4,8",
+    device_name: Annotated[str, typer.Option("--device", help="cuda or cpu")] = "cuda",
+    images: Annotated[int, typer.Option(help="images in an epoch")] = 51_000,
+    steps: Annotated[int, typer.Option(help="steps whose losses are compared")] = 200,
+    presets: Annotated[str, typer.Option(help="names, separated by commas")] = "paper,paper-bf16,large-batch",
+    together: Annotated[str, typer.Option(help="numbers of simultaneous trainings, separated by commas")] = "1,4,8",
     compiled: Annotated[
         bool | None, typer.Option("--only-compiled/--no-compiled", help="measure only with, or without, torch.compile")
     ] = None,
 ) -> None:
-    """Measure, print a line for every measurement, and write the file after each."""
-    place = torch.device(device)
-    data = made_up(images)
-    flops, limits = flops_an_image(), ceilings(place)
+    """Measure; print a line and write the file after every measurement."""
+    device = torch.device(device_name)
+    data = coloured_patches(images)
+    flops, limits = flops_an_image(), ceilings(device)
     content = {
-        "versions": software(place),
+        "versions": software(device),
         "images": images,
         "flops_an_image": flops,
         "bytes_an_image": BYTES_AN_IMAGE,
@@ -168,22 +170,22 @@ def main(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(told: dict) -> None:
+    def write(measurement: dict) -> None:
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(told), flush=True)
+        print(json.dumps(measurement), flush=True)
 
     write({"versions": content["versions"], "ceilings": limits})
     for with_compile in (False, True) if compiled is None else (compiled,):
-        # The library decides by the length of the schedule; here both are wanted.
+        # The library decides by the length of the schedule; this benchmark measures both.
         jobs.COMPILE_PIXELS = 0 if with_compile else math.inf
         for preset in presets.split(","):
             recipe = PRESETS[preset]
             name = f"{preset}, compiled" if with_compile else preset
-            curve = content["curves"][name] = compare(data, recipe, place, steps)
+            curve = content["curves"][name] = compare(data, recipe, device, steps)
             write({"preset": name, "apart": curve["apart"], "apart_eager_twice": curve["apart_eager_twice"]})
             for number in map(int, together.split(",")):
-                seconds = epoch_seconds(data, recipe, place, number)
-                moved = number * images * BYTES_AN_IMAGE[recipe.precision]
+                seconds = epoch_seconds(data, recipe, device, number)
+                traffic = number * images * BYTES_AN_IMAGE[recipe.precision]
                 row = {
                     "preset": preset,
                     "compiled": with_compile,
@@ -194,8 +196,8 @@ def main(
                     "step_milliseconds_each": 1e3 * seconds / (number * max(1, images // recipe.batch_size)),
                     "tflops": number * images * flops / seconds / 1e12,
                     "over_arithmetic_floor": seconds * limits["flops"] / (number * images * flops),
-                    "over_memory_floor": seconds * limits["bytes"] / moved,
-                    "peak_bytes": torch.cuda.max_memory_allocated(place) if place.type == "cuda" else None,
+                    "over_memory_floor": seconds * limits["bytes"] / traffic,
+                    "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
                 }
                 content["epochs"].append(row)
                 write(row)

@@ -1,8 +1,8 @@
-"""The mixtures and the pass, timed beside what they replace: writes benchmarks/RESULTS.md and results.json.
+"""Time the mixtures and the scan beside what they replace.
 
-    python benchmarks/speed.py --data CIFAR10 --victim VICTIM.safetensors
+    python -m benchmarks.speed --data CIFAR10 --victim VICTIM.safetensors
 
-Both sides of a ratio run in turn, ``--repeats`` times, on all cores. ``--only`` takes some of: sweep, scan, growth.
+writes benchmarks/RESULTS.md and benchmarks/results.json. Both sides of a ratio run in turn on all cores.
 """
 
 import argparse
@@ -27,24 +27,26 @@ from sklearn.mixture import GaussianMixture
 from undoor.data.readers import read
 from undoor.engine import map_items
 from undoor.evidence.collect import collect
+from undoor.experiments.report.tables import markdown
 from undoor.findings.provenance import versions
 from undoor.mixtures.sweep import MixtureSettings, bic, cluster
 from undoor.networks.classifier import BATCH_SIZE, Classifier
 from undoor.networks.weights import load_model
 
-HERE = Path(__file__).parent
-GROWTH = {"classes of": 1000, "dimensions": 512}
+FOLDER = Path(__file__).parent
+CLASS_SIZE, DIMENSIONS = 1000, 512
+"""Images of a class and features of an image in the part "growth"."""
 
 
 def in_turn(theirs: Callable[[], object], ours: Callable[[], object], repeats: int) -> dict:
-    """Time both in turn; the ratio is theirs / ours: its median, lowest and highest."""
+    """Time both sides in turn; return the median, the lowest and the highest ratio of their times to ours."""
     seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
     results: dict[str, object] = {}
     for _ in range(repeats):
         for side, work in (("theirs", theirs), ("ours", ours)):
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             results[side] = work()
-            seconds[side].append(time.perf_counter() - begun)
+            seconds[side].append(time.perf_counter() - begin)
     ratios = np.divide(seconds["theirs"], seconds["ours"])
     return {
         "ratio": float(np.median(ratios)),
@@ -56,7 +58,7 @@ def in_turn(theirs: Callable[[], object], ours: Callable[[], object], repeats: i
 
 
 def scikit_learn_sweep(features: np.ndarray, settings: MixtureSettings, seed: int) -> float:
-    """Return the lowest criterion of the same sweep with scikit-learn's mixture."""
+    """Run the same sweep with scikit-learn's mixture; return its lowest criterion."""
     rows, criteria = features.astype(np.float64), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -79,7 +81,7 @@ def our_sweep(features: np.ndarray, settings: MixtureSettings, seed: int) -> flo
 
 
 def sweep(options: argparse.Namespace) -> dict:
-    """Mixtures of all classes, with as many restarts on both sides."""
+    """Time the mixtures of all classes, with the same number of restarts on both sides."""
     images = read(options.data)
     evidence = collect(Classifier(load_model(options.victim, None)[0]), images, ())
     classes = [evidence.plain.features[evidence.labels == k] for k in range(len(evidence.class_names))]
@@ -101,12 +103,12 @@ def sweep(options: argparse.Namespace) -> dict:
 
 
 def scan(options: argparse.Namespace) -> dict:
-    """Time the command, from its start to its end, beside two bare forward passes over the same images in memory."""
+    """Time the command from start to end beside two plain forward passes over the same images in memory."""
     model = load_model(options.victim, None)[0].eval().to(memory_format=torch.channels_last)
     pixels = torch.from_numpy(np.asarray(read(options.data).images)).contiguous(memory_format=torch.channels_last)
     batches = (pixels.float() / 255).split(BATCH_SIZE)
 
-    def bare() -> None:
+    def forward_passes() -> None:
         with torch.inference_mode():
             for _ in range(2):
                 for batch in batches:
@@ -114,62 +116,67 @@ def scan(options: argparse.Namespace) -> dict:
 
     def command() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            words = ["scan", options.data, "--model", options.victim, "--out", f"{folder}/out", "--exit-zero"]
-            subprocess.run([sys.executable, "-m", "undoor", *words], check=True, capture_output=True)
+            arguments = ["scan", options.data, "--model", options.victim, "--out", f"{folder}/out", "--exit-zero"]
+            subprocess.run([sys.executable, "-m", "undoor", *arguments], check=True, capture_output=True)
 
-    timed = in_turn(bare, command, options.repeats)
+    timed = in_turn(forward_passes, command, options.repeats)
     timed.pop("results")
     name = "undoor scan, start to end, beside two bare forward passes"
     return {name: timed | {"what": f"{len(pixels)} images, batches of {BATCH_SIZE}, float32", "note": ""}}
 
 
-def features_on_disk(path: Path, n: int) -> None:
-    """Write n × 512 features, class after class: three groups each, variances that fall off like 1 / rank."""
-    per_class, t = GROWTH["classes of"], GROWTH["dimensions"]
-    features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, t))
+def write_features(path: Path, n: int) -> None:
+    """Write n × DIMENSIONS features, one class after another.
+
+    Each class has three groups. The variance of the j-th feature is 1 / j.
+    """
+    features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, DIMENSIONS))
     generator = np.random.default_rng(0)
-    spread = (1 / np.sqrt(np.arange(1, t + 1))).astype(np.float32)
-    for begin in range(0, n, per_class):
-        groups = generator.normal(size=(3, t), scale=0.3)[generator.integers(0, 3, per_class)]
-        features[begin : begin + per_class] = generator.normal(size=(per_class, t)) * spread + groups
+    deviations = (1 / np.sqrt(np.arange(1, DIMENSIONS + 1))).astype(np.float32)
+    for start in range(0, n, CLASS_SIZE):
+        groups = generator.normal(size=(3, DIMENSIONS), scale=0.3)[generator.integers(0, 3, CLASS_SIZE)]
+        features[start : start + CLASS_SIZE] = generator.normal(size=(CLASS_SIZE, DIMENSIONS)) * deviations + groups
     features.flush()
 
 
 def growth_of(path: Path) -> dict:
-    """Cluster the features in a file and tell how long it took and how much memory was resident at most."""
+    """Cluster the features in a file; return the time and the peak of the resident memory."""
     features = np.load(path, mmap_mode="r")
-    n, per_class = len(features), GROWTH["classes of"]
-    begun = time.perf_counter()
-    found = map_items(
-        partial(components, settings=MixtureSettings(), seed=0),
-        (features[begin : begin + per_class] for begin in range(0, n, per_class)),
+    n = len(features)
+    begin = time.perf_counter()
+    components = map_items(
+        partial(component_count, settings=MixtureSettings(), seed=0),
+        (features[start : start + CLASS_SIZE] for start in range(0, n, CLASS_SIZE)),
     )
-    seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # with the pages of the file
-    return {"n": n, "seconds": seconds, "resident_bytes": peak, "components": float(np.mean(found))}
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # it includes the mapped pages of the file
+    return {"n": n, "seconds": seconds, "resident_bytes": peak, "components": float(np.mean(components))}
 
 
-def components(features: np.ndarray, settings: MixtureSettings, seed: int) -> int:
+def component_count(features: np.ndarray, settings: MixtureSettings, seed: int) -> int:
     return cluster(features, settings, seed).components
 
 
 def growth(options: argparse.Namespace) -> dict:
-    """Mixtures of ten times as many images in ten times as many classes, each in a process of its own."""
+    """Time the mixtures of N images, and of ten times as many images in ten times as many classes.
+
+    Each runs in its own process, so that the memory of one does not count for the other.
+    """
     measured = []
     for n in (options.images // 10, options.images):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "features.npy"
-            features_on_disk(path, n)
-            command = [sys.executable, __file__, "--growth-of", str(path)]
+            write_features(path, n)
+            command = [sys.executable, "-m", "benchmarks.speed", "--growth-of", str(path)]
             measured.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
     few, many = measured
     exponent = float(np.log(many["seconds"] / few["seconds"]) / np.log(many["n"] / few["n"]))
     rows = {}
-    for each in (few, many):
-        rows[f"mixtures of {each['n']:,} images"] = {
-            "ours_seconds": each["seconds"],
-            "what": f"{each['n'] // GROWTH['classes of']:,} classes, {each['n']:,} × {GROWTH['dimensions']} features",
-            "note": f"{each['resident_bytes'] / 1e9:.2f} GB resident at most; K {each['components']:.2f} on average",
+    for run in (few, many):
+        rows[f"mixtures of {run['n']:,} images"] = {
+            "ours_seconds": run["seconds"],
+            "what": f"{run['n'] // CLASS_SIZE:,} classes, {run['n']:,} × {DIMENSIONS} features",
+            "note": f"{run['resident_bytes'] / 1e9:.2f} GB resident at most; K {run['components']:.2f} on average",
         }
     rows[f"mixtures of {many['n']:,} images"]["note"] += f"; time grows as N^{exponent:.3f}"
     return rows
@@ -179,31 +186,46 @@ PARTS = {"sweep": sweep, "scan": scan, "growth": growth}
 
 
 def table(rows: dict) -> str:
-    lines = ["| what | ratio (lowest–highest) | rounds | ours | theirs | data | |", "|" + " --- |" * 7]
+    lines = []
     for name, row in rows.items():
-        ratio = f"{row['ratio']:.2f} ({row['spread'][0]:.2f}–{row['spread'][1]:.2f})" if "ratio" in row else ""
-        theirs = f"{row['theirs_seconds']:.2f} s" if "ratio" in row else ""
-        rounds = row["repeats"] if "ratio" in row else 1
-        lines.append(
-            f"| {name} | {ratio} | {rounds} | {row['ours_seconds']:.2f} s | {theirs} | {row['what']} | {row['note']} |"
-        )
-    return "\n".join(lines)
+        compared = "ratio" in row
+        ratio = f"{row['ratio']:.2f} ({row['spread'][0]:.2f}–{row['spread'][1]:.2f})" if compared else ""
+        theirs = f"{row['theirs_seconds']:.2f} s" if compared else ""
+        rounds = row["repeats"] if compared else 1
+        lines.append([name, ratio, rounds, f"{row['ours_seconds']:.2f} s", theirs, row["what"], row["note"]])
+    return markdown(["what", "ratio (lowest–highest)", "rounds", "ours", "theirs", "data", ""], lines)
+
+
+def page(rows: dict) -> str:
+    """Return the text of RESULTS.md; the machine is that of the last measurement."""
+    machine = list(rows.values())[-1]
+    numbers = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return f"""\
+# Speed
+
+`python -m benchmarks.speed` wrote this page. The ratio is the time of theirs divided by the time of ours. Both are
+measured in turn in one run, and the ratio is the median over the rounds. {machine["cores"]} cores, \
+{machine["threads"]} threads;
+{numbers}.
+
+{table(rows)}
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="CIFAR-10, as undoor reads it")
-    parser.add_argument("--victim", help="a network trained on it, as undoor train writes it")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1_000_000, help="of the largest set of the growth")
+    parser.add_argument("--data", help="CIFAR-10, in a form that undoor reads")
+    parser.add_argument("--victim", help="a network trained on it by undoor train")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of a ratio")
+    parser.add_argument("--images", type=int, default=1_000_000, help="images of the larger set of the part growth")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--growth-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.growth_of:
         print(json.dumps(growth_of(options.growth_of)))
         return
-    store = HERE / "results.json"
-    rows = json.loads(store.read_text()) if store.exists() else {}
+    results = FOLDER / "results.json"
+    rows = json.loads(results.read_text()) if results.exists() else {}
     machine = {
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -212,14 +234,8 @@ def main() -> None:
     }
     for part in options.only:
         rows |= {name: row | machine for name, row in PARTS[part](options).items()}
-    store.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    told = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    text = (
-        "# Speed\n\nWritten by `benchmarks/speed.py`. Ratio: seconds of theirs / seconds of ours, both measured in "
-        f"turn in one run, median of the rounds. {machine['cores']} cores, {machine['threads']} threads; {told}."
-        "\n\n"
-    )
-    (HERE / "RESULTS.md").write_text(text + table(rows) + "\n", encoding="utf-8")
+    results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / "RESULTS.md").write_text(page(rows), encoding="utf-8")
     print(table(rows))
 
 

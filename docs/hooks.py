@@ -1,4 +1,4 @@
-"""What makes the site of the pages: a link that leaves docs/ leads to a file of the repository, which is not there."""
+"""Hooks of mkdocs. Links from docs/ to other files of the repository do not work on the site and are replaced."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ OUTSIDE = r"(\.\./[^)\s]+)"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return the page with the names of such files beside what linked to them."""
+    """Return the page with the name of the file instead of each link that leaves docs/."""
     references = dict(re.findall(rf"^\[([^\]]+)\]: {OUTSIDE}$", markdown, re.MULTILINE))
     markdown = re.sub(rf"^\[[^\]]+\]: {OUTSIDE}\n", "", markdown, flags=re.MULTILINE)
     markdown = re.sub(rf"\[([^\]]+)\]\({OUTSIDE}\)", lambda m: _named(m[1], m[2]), markdown)

@@ -54,8 +54,8 @@ def test_version(run):
 
 
 def test_the_reference_of_the_command_line_is_current():
-    reference = import_module("write_cli_reference")
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run tools/write_cli_reference.py"
+    reference = import_module("tools.write_cli_reference")
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "run python -m tools.write_cli_reference"
     for command in command_names():
         assert f"\n## undoor {command}\n" in reference.page()
 

@@ -107,7 +107,7 @@ def test_commands_that_take_longer_are_parsed(page):
         elif re.search(r"python3?$", program):
             assert find_spec(arguments[1]) if arguments[0] == "-m" else (ROOT / arguments[0]).is_file()
         else:
-            assert program in ("pip", "export", "ray")
+            assert program in ("pip", "export", "ray", "git")
 
 
 def test_the_python_of_the_page_about_integrations_runs(first_lines, capsys):

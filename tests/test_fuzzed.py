@@ -1,6 +1,6 @@
-"""The files with which ``make fuzz`` begins are read, and the files with which it found faults are errors of one line.
+"""The inputs of ``make fuzz``: the first inputs of its corpus can be read, and the faults it has found are mended.
 
-Those files are in the folder ``fuzzed``; the name of each begins with its target.
+The folder ``fuzzed`` holds the inputs of those faults. The name of a file begins with its target.
 """
 
 from contextlib import suppress
@@ -8,29 +8,20 @@ from pathlib import Path
 
 import pytest
 
-import fuzz
+from tools.fuzz_targets import TARGETS
 from undoor.errors import UndoorError
 
 FOUND = sorted((Path(__file__).parent / "fuzzed").iterdir())
 
-TARGETS = (
-    "image", "parquet", "npz", "cifar-pickle", "cifar-binary", "safetensors", "checkpoint", "onnx", "attack",
-    "summary", "samples", "guard",
-)  # fmt: skip
-
-
-def test_all_targets_are_listed():
-    assert tuple(fuzz.TARGETS) == TARGETS
-
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_files_at_the_beginning_of_the_corpus_are_read(name, tmp_path):
-    target, read = fuzz.TARGETS[name], 0
-    for folder in ("seeds", "work"):
-        (tmp_path / folder).mkdir()
-    for seed in target.seeds(tmp_path / "seeds"):
+def test_the_corpus_begins_with_whole_files(name, tmp_path):
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "desk").mkdir()
+    read = 0
+    for seed in TARGETS[name].seeds(tmp_path / "seeds"):
         with suppress(UndoorError):
-            target.use(seed, tmp_path / "work")
+            TARGETS[name].use(seed, tmp_path / "desk")
             read += 1
     assert read
 
@@ -39,5 +30,5 @@ def test_files_at_the_beginning_of_the_corpus_are_read(name, tmp_path):
 def test_a_file_that_revealed_a_fault_is_an_error_of_one_line(path, tmp_path):
     (target,) = (name for name in TARGETS if path.name.startswith(f"{name}-"))
     with pytest.raises(UndoorError) as raised:
-        fuzz.TARGETS[target].use(path.read_bytes(), tmp_path)
+        TARGETS[target].use(path.read_bytes(), tmp_path)
     assert len(str(raised.value).splitlines()) == 1

@@ -1,10 +1,10 @@
-"""What the script for a GPU copies while it trains can be unpacked elsewhere, whenever it is cut short."""
+"""The copies that ``tools.gpu_lease`` makes while it trains can be unpacked elsewhere, even if it is stopped."""
 
 import json
 import tarfile
 
-import gpu_lease
-from gpu_lease import NETWORKS_A_PART, Packed
+from tools import gpu_lease
+from tools.gpu_lease import NETWORKS_A_PART, Packed
 
 
 def fill(path, content):
@@ -35,7 +35,7 @@ def test_what_is_new_in_a_store_is_copied_whole(tmp_path):
     assert first == {f"victims/{key}.checkpoint": key.encode() for key in keys}
     assert len(list(out.iterdir())) == 3
 
-    # The first network is done: it stays in its part, and no other part is written again.
+    # The first network is finished. It stays in its tar file, and no other tar file is written again.
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (store / "victims/00.checkpoint").unlink()
     fill(store / "victims/00.safetensors", b"whole")

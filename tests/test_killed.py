@@ -1,26 +1,27 @@
-"""A run that is killed at a random moment and started again has the same results as one that was not killed.
+"""A run that is killed at a random moment and repeated ends like an undisturbed run.
 
-This is a small part of the benchmark whose results are in ``results/killed``.
+These tests kill a few runs; ``results/killed`` has the results of many.
 """
 
 import json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from tools import killed
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
-def test_killed_runs_have_the_results_of_undisturbed_ones(tmp_path):
-    script = [sys.executable, str(ROOT / "benchmarks" / "killed.py"), "--commands", "scan", "--kills", "2"]
-    options = ["--seed", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "results")]
-    ended = subprocess.run([*script, *options], capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
+def test_killed_runs_end_as_undisturbed_ones(tmp_path):
+    command = [sys.executable, "-m", "tools.killed", "--commands", "scan", "--kills", "2", "--seed", "1"]
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "results")]
+    done = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 2
     for row in rows:
@@ -28,25 +29,24 @@ def test_killed_runs_have_the_results_of_undisturbed_ones(tmp_path):
         assert row["same"], row["differ"]
 
 
-def test_the_readme_agrees_with_the_results():
-    benchmark = import_module("killed")
-    content = json.loads((benchmark.OUT / "results.json").read_text(encoding="utf-8"))
-    assert (benchmark.OUT / "README.md").read_text(encoding="utf-8") == benchmark.page(content)
-    assert {row["command"] for row in content["rows"]} == set(benchmark.COMMANDS)
+def test_the_page_is_made_of_the_results():
+    content = json.loads((killed.FOLDER / "results.json").read_text(encoding="utf-8"))
+    assert (killed.FOLDER / "README.md").read_text(encoding="utf-8") == killed.page(content)
+    assert {row["command"] for row in content["rows"]} == set(killed.COMMANDS)
+    assert {row["stage"] for row in content["rows"]} <= {*killed.STAGES, killed.OTHER}
     assert all(row["whole_at_death"] and row["same"] for row in content["rows"])
 
 
-def test_the_comparison_ignores_times_and_nothing_else(tmp_path):
-    benchmark = import_module("killed")
+def test_what_measures_time_is_left_out_and_nothing_else(tmp_path):
     page = "| defense | seconds | TPR |\n|---|---|---|\n| CI | {} | {} |\n\n| size | TPR |\n|---|---|\n| 1 | {} |"
-    same = benchmark.without_seconds(page.format(1.0, 0.5, 2))
-    assert same == benchmark.without_seconds(page.format(3.0, 0.5, 2))
-    assert same != benchmark.without_seconds(page.format(1.0, 0.6, 2))
-    assert same != benchmark.without_seconds(page.format(1.0, 0.5, 3))
+    same = killed.without_seconds(page.format(1.0, 0.5, 2))
+    assert same == killed.without_seconds(page.format(3.0, 0.5, 2))
+    assert same != killed.without_seconds(page.format(1.0, 0.6, 2))
+    assert same != killed.without_seconds(page.format(1.0, 0.5, 3))
     table = '<table><tr><th>defense</th><th class="n">seconds</th></tr>\n<tr><th>{}</th><td>{}</td></tr></table>'
-    assert benchmark.without_columns(table.format("CI", 1)) == benchmark.without_columns(table.format("CI", 2))
-    assert benchmark.without_columns(table.format("CI", 1)) != benchmark.without_columns(table.format("SS", 1))
+    assert killed.without_columns(table.format("CI", 1)) == killed.without_columns(table.format("CI", 2))
+    assert killed.without_columns(table.format("CI", 1)) != killed.without_columns(table.format("SS", 1))
     for number, text in enumerate(('{"seconds": 1, "x": 2}', '{"seconds": 3, "x": 2}', '{"seconds": 1, "x": 3}')):
         (tmp_path / f"{number}.json").write_text(text)
-    first, timed, other = (benchmark.content(tmp_path / f"{number}.json") for number in range(3))
+    first, timed, other = (killed.content(tmp_path / f"{number}.json") for number in range(3))
     assert first == timed != other

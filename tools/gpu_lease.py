@@ -1,16 +1,16 @@
-"""Spend a GPU that is at hand for some minutes: look first whether everything works there, then train.
+"""Use a GPU that is available for a few minutes: first check that everything works there, then train.
 
-Both commands run from the sources, with nothing installed but what undoor needs:
+Both commands run from the sources. Only the dependencies of undoor have to be installed:
 
-    PYTHONPATH=src python3 tools/gpu_lease.py smoke --data CIFAR10 --out OUT
-    PYTHONPATH=src python3 tools/gpu_lease.py train --data CIFAR10 --store results/paper --out OUT --seconds 500
+    PYTHONPATH=src python3 -m tools.gpu_lease smoke --data CIFAR10 --out OUT
+    PYTHONPATH=src python3 -m tools.gpu_lease train --data CIFAR10 --store results/paper --out OUT --seconds 500
 
-Everything that is worth keeping lies in OUT, in few files, however the command ends: ``smoke`` writes what it has found
-after every step; ``train`` copies networks, checkpoints and measurements every 20 seconds. At home,
+OUT holds all results in a few files, even if the command is stopped: ``smoke`` writes its results after every step, and
+``train`` copies networks, checkpoints and measurements every 20 seconds. On your own machine,
 
     for part in OUT/store-*.tar; do tar -xf $part -C results/paper; done
 
-puts them where ``undoor bench`` looks for them, and the same command of ``undoor bench`` goes on with them.
+unpacks them, and ``undoor bench`` continues with them.
 """
 
 import json
@@ -29,13 +29,13 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 
 NETWORKS_A_PART = 4
-"""A network and the checkpoint of its training take 1.1 and 3.3 MB: a part stays below 16 MB."""
+"""Networks in one tar file. A network takes 1.1 MB and its checkpoint 3.3 MB, so that a file stays below 16 MB."""
 
 COPY_EVERY = 20.0
 """Seconds between two copies of the store."""
 
 RESERVE = 15.0
-"""Seconds that are kept back for the last copy."""
+"""Seconds that are reserved for the last copy."""
 
 app = typer.Typer(add_completion=False)
 
@@ -43,25 +43,25 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def smoke(
     data: Annotated[str, typer.Option(help="CIFAR-10, a folder with its training and test split")],
-    out: Annotated[Path, typer.Option(help="the folder for what was found")],
-    seconds: Annotated[float, typer.Option(help="after which the command ends by itself")] = 160.0,
-    images: Annotated[int, typer.Option(help="images an epoch, where epochs are timed")] = 12_800,
+    out: Annotated[Path, typer.Option(help="the folder for the results")],
+    seconds: Annotated[float, typer.Option(help="the time limit")] = 160.0,
+    images: Annotated[int, typer.Option(help="images in an epoch that is timed")] = 12_800,
     device: Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal")] = "cuda",
-    together: Annotated[str, typer.Option(help="numbers of trainings at once that are timed")] = "7,16,1",
+    together: Annotated[str, typer.Option(help="numbers of simultaneous trainings that are timed")] = "7,16,1",
 ) -> None:
-    """Tell the device and its versions, run the tests for a GPU, and time epochs of several trainings at once."""
-    begun = time.monotonic()
+    """Print the device and the versions, run the tests for a GPU, and time epochs of several simultaneous trainings."""
+    begin = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
 
     def keep(name: str, value: object) -> None:
-        found[name] = value
-        found["seconds"] = round(time.monotonic() - begun, 1)
-        (out / "smoke.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        typer.echo(f"{found['seconds']:>6} s  {name}: {value}")
+        results[name] = value
+        results["seconds"] = round(time.monotonic() - begin, 1)
+        (out / "smoke.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"{results['seconds']:>6} s  {name}: {value}")
 
-    def left() -> float:
-        return max(seconds - (time.monotonic() - begun), 1.0)
+    def remaining() -> float:
+        return max(seconds - (time.monotonic() - begin), 1.0)
 
     from undoor.data.readers import read
     from undoor.experiments.store import hardware
@@ -76,35 +76,43 @@ def smoke(
         ("eager", _timing(out / "eager.json", images, device, together, "--no-compiled"), 0.4),
         ("compiled", _timing(out / "compiled.json", images, device, together, "--only-compiled"), 1.0),
     ):
-        keep(name, _run(command, out / f"{name}.txt", left() * share))
+        keep(name, _run(command, out / f"{name}.txt", remaining() * share))
         keep("seconds of trainings together", _predicted(out, len(train)))
 
 
 def _predicted(out: Path, images: int) -> list[dict[str, object]]:
-    """Return how many seconds the whole trainings on so many images would take, by the epochs that were timed."""
+    """Return how many seconds whole trainings on ``images`` images would take, according to the timed epochs."""
     predicted = []
     for path in (out / "eager.json", out / "compiled.json"):
         timed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"epochs": []}
         for row in timed["epochs"]:
-            each = row["training_seconds_each"] * images / timed["images"]
+            seconds = row["training_seconds_each"] * images / timed["images"] * row["together"]
             predicted.append(
-                {name: row[name] for name in ("preset", "compiled", "together")}
-                | {"seconds": round(each * row["together"])}
+                {name: row[name] for name in ("preset", "compiled", "together")} | {"seconds": round(seconds)}
             )
     return predicted
 
 
 def _timing(out: Path, images: int, device: str, together: str, compiled: str) -> list[str]:
-    script = str(ROOT / "benchmarks" / "gpu_training.py")
-    options = ["--out", str(out), "--images", str(images), "--device", device, "--together", together, compiled]
-    return [script, *options, "--presets", "paper-bf16,large-batch"]
+    options = [
+        "--out",
+        str(out.resolve()),
+        "--images",
+        str(images),
+        "--device",
+        device,
+        "--together",
+        together,
+        compiled,
+    ]
+    return ["-m", "benchmarks.gpu_training", *options, "--presets", "paper-bf16,large-batch"]
 
 
 def _run(command: list[str], output: Path, seconds: float) -> str:
-    """Run Python with these arguments, its output in a file, and return how it ended."""
+    """Run Python with these arguments, write its output into a file, and return how it ended."""
     with output.open("w", encoding="utf-8") as file:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, *command],
                 cwd=ROOT,
                 stdout=file,
@@ -113,26 +121,30 @@ def _run(command: list[str], output: Path, seconds: float) -> str:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return f"ended after {seconds:.0f} s"
+            return f"stopped after {seconds:.0f} s"
     last = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    return f"exit code {done.returncode}: {' '.join(last)}"
+    return f"exit code {process.returncode}: {' '.join(last)}"
 
 
 @app.command()
 def train(
     data: Annotated[str, typer.Option(help="CIFAR-10, a folder with its training and test split")],
-    store: Annotated[Path, typer.Option(help="the folder of results: what lies there is not made again")],
-    out: Annotated[Path, typer.Option(help="the folder for copies of what is made")],
-    preset: Annotated[str, typer.Option(help="of the trainings")] = "paper-bf16",
-    cells: Annotated[str, typer.Option(help="patterns of the cells, with commas")] = "multiple-source-0.??-s0,clean-s0",
+    store: Annotated[Path, typer.Option(help="the folder of results; nothing in it is computed again")],
+    out: Annotated[Path, typer.Option(help="the folder for copies of new results")],
+    preset: Annotated[str, typer.Option(help="the preset of the trainings")] = "paper-bf16",
+    cells: Annotated[
+        str, typer.Option(help="patterns of cells, separated by commas")
+    ] = "multiple-source-0.??-s0,clean-s0",
     stages: Annotated[str, typer.Option(help="victims, or retraining")] = "victims",
-    contenders: Annotated[str, typer.Option(help="whose findings are retrained without")] = "ci,ss,ac",
-    seconds: Annotated[float, typer.Option(help="after which the command ends by itself")] = 500.0,
-    epochs: Annotated[int | None, typer.Option(help="instead of the preset's, for a rehearsal")] = None,
+    contenders: Annotated[
+        str, typer.Option(help="the contenders after whose findings networks are retrained")
+    ] = "ci,ss,ac",
+    seconds: Annotated[float, typer.Option(help="the time limit")] = 500.0,
+    epochs: Annotated[int | None, typer.Option(help="epochs instead of the preset's, for a rehearsal")] = None,
     capture: Annotated[bool, typer.Option("--capture/--eager", help="capture the steps as CUDA graphs")] = True,
 ) -> None:
-    """Train victims, or train again without what was flagged, within so many seconds."""
-    begun = time.monotonic()
+    """Train victims, or retrain networks without the flagged images, within a number of seconds."""
+    begin = time.monotonic()
     from undoor.cli import terminal
     from undoor.experiments.runner import Bench
     from undoor.experiments.store import Store
@@ -142,24 +154,24 @@ def train(
         "paper", data=data, preset=preset, epochs=epochs, cells=cells, contenders=contenders.split(","),
     )  # fmt: skip
     with _copies(store, out), terminal.bench_board() as on_change:
-        budget = seconds - (time.monotonic() - begun) - RESERVE
+        budget = seconds - (time.monotonic() - begin) - RESERVE
         board = Bench(
             chosen, Store(store), tuple(stages.split(",")), budget, capture=capture, on_change=on_change
         ).run()
     for name, cell in board.cells.items():
         typer.echo(f"{name}: victim {cell.victim}, diverged {cell.diverged}, {cell.retrained} retrained")
-    typer.echo(f"{time.monotonic() - begun:.0f} s")
+    typer.echo(f"{time.monotonic() - begin:.0f} s")
 
 
 @contextmanager
 def _copies(store: Path, out: Path) -> Iterator[None]:
-    """Copy what is new in the store every ``COPY_EVERY`` seconds, and once more at the end."""
+    """Copy new results of the store every ``COPY_EVERY`` seconds, and once more at the end."""
     out.mkdir(parents=True, exist_ok=True)
     packed = Packed(store, out)
-    ended = threading.Event()
+    end = threading.Event()
 
     def copy() -> None:
-        while not ended.wait(COPY_EVERY):
+        while not end.wait(COPY_EVERY):
             packed.copy()
 
     thread = threading.Thread(target=copy, daemon=True)
@@ -167,16 +179,16 @@ def _copies(store: Path, out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        ended.set()
+        end.set()
         thread.join()
         packed.copy()
 
 
 class Packed:
-    """Copies of what is new in a store, as tar files that can be read each by itself.
+    """Copies of the new files of a store, as tar files that can be unpacked independently.
 
-    A network stays in the tar file in which it was first, so that a copy that is cut short, and leaves tar files of two
-    times side by side, loses nothing.
+    A network always stays in the same tar file. If a copy is interrupted, some tar files are older than others, and
+    nothing is lost.
     """
 
     def __init__(self, store: Path, out: Path) -> None:
@@ -189,16 +201,16 @@ class Packed:
     def _files(self) -> list[Path]:
         stages = ("victims", "retrained", "diverged", "cache")
         files = [path for stage in stages for path in (self._store / stage).glob("*")]
-        kept = (".safetensors", ".checkpoint", ".json")
-        return sorted(path for path in files if path.suffix in kept and not path.name.startswith("."))
+        suffixes = (".safetensors", ".checkpoint", ".json")
+        return sorted(path for path in files if path.suffix in suffixes and not path.name.startswith("."))
 
     def copy(self) -> None:
-        """Write the tar files whose content has changed, each whole or not at all."""
+        """Write the tar files whose content has changed, each completely or not at all."""
         parts: dict[int, list[tuple[Path, int]]] = {}
         for path in self._files():
             try:
                 changed = path.stat().st_mtime_ns
-            except FileNotFoundError:  # a checkpoint whose training has just ended
+            except FileNotFoundError:  # the checkpoint of a training that has just ended
                 continue
             if self._old.get(path) != changed:
                 parts.setdefault(self._part_of(path), []).append((path, changed))
@@ -208,7 +220,7 @@ class Packed:
                 self._written[part] = files
 
     def _part_of(self, path: Path) -> int:
-        """Return the number of the tar file; measurements, which are small, lie in the first one."""
+        """Return the number of the tar file for a path. All measurements are in file 0, because they are small."""
         if path.suffix == ".json":
             return 0
         if path.stem not in self._part:

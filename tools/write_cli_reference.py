@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, the reference of the command line, from the commands: python tools/write_cli_reference.py."""
+"""Writes docs/cli.md, the reference of the command line, from the commands: python -m tools.write_cli_reference."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ All commands with their arguments and options. `undoor COMMAND --help` shows the
 A command exits with 0 if it has found nothing, with 1 if it has flagged something, and with 2 after an error, which it
 prints in one line. With `--json` it prints its result for programs, and with `--quiet` nothing but errors and notes.
 
-This page is written by `tools/write_cli_reference.py`.
+This page is written by `python -m tools.write_cli_reference`.
 """
 
 PLACEHOLDERS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}

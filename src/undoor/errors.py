@@ -1,5 +1,7 @@
 """The error and the warning of undoor, whose texts are one line that is safe to print on a terminal."""
 
+from importlib.util import find_spec
+
 MESSAGE_CHARACTERS = 2000
 """Longest message. Longer ones are shortened, because names in them can come from whoever made the data."""
 
@@ -42,3 +44,19 @@ class UndoorNotice(_OneLine, UserWarning):
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error message, in at most 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def require_extra(package: str, extra: str, purpose: str) -> None:
+    """Raise an error if an optional dependency is not installed.
+
+    Args:
+        package: the name with which it is imported.
+        extra: the extra of undoor that installs it.
+        purpose: what needs it, as the beginning of the message.
+
+    Raises:
+        UndoorError: if the package cannot be found.
+
+    """
+    if find_spec(package) is None:
+        raise UndoorError(f"{purpose} needs {package}; install it with: pip install 'undoor[{extra}]'")

@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from undoor.cli.options import EngineOptions
 from undoor.cli.values import seconds, whole_numbers
+from undoor.errors import require_extra
 
 
 def bench(
@@ -36,6 +37,7 @@ def bench(
 
     Example: undoor bench quick --seeds 0,1,2 --time-budget 25m --out results
     """
+    require_extra("matplotlib", "figures", "undoor bench")
     from undoor.cli import terminal
     from undoor.experiments.report.readme import write_report
     from undoor.experiments.runner import Bench

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from undoor.cli.options import FORMATS, TEST_SPLIT, AttackFile, Model, ModelOptions, Overwrite, ReadingOptions, Seed
-from undoor.errors import UndoorError, UndoorNotice
+from undoor.errors import UndoorError, UndoorNotice, require_extra
 
 if TYPE_CHECKING:
     from undoor.attacks import Attack
@@ -51,6 +51,7 @@ def prune(
 
     Example: undoor prune model.safetensors --data photos-test --out repaired.safetensors
     """
+    require_extra("matplotlib", "figures", "the pruning curve")
     from undoor.attacks import read_attack
     from undoor.cli import terminal
     from undoor.defenses.post_training.fine_pruning import FinePruning

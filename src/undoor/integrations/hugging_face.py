@@ -8,7 +8,7 @@ from undoor.data.dataset import Dataset
 from undoor.data.readers.hub import encoded_table
 from undoor.data.readers.options import ReadOptions
 from undoor.data.readers.parquet import dataset_from_table, hub_tables
-from undoor.errors import UndoorError
+from undoor.errors import UndoorError, require_extra
 from undoor.findings.findings import Findings
 from undoor.integrations.frame import issues
 
@@ -29,6 +29,7 @@ def from_dataset(
     The names of a ``ClassLabel`` are kept. Columns ``poisoned`` and ``original_label`` are taken for the truth. The
     options are those of ``undoor.read``.
     """
+    require_extra("datasets", "hub", "from_dataset")
     import datasets
     from datasets.table import embed_table_storage
 
@@ -48,6 +49,7 @@ def to_dataset(dataset: Dataset, findings: Findings | None = None) -> "datasets.
     ``original_label``, and with findings ``is_backdoor_issue`` and ``backdoor_score`` as ``issues`` explains them, so
     that ``.filter(lambda row: not row["is_backdoor_issue"])`` is the clean set.
     """
+    require_extra("datasets", "hub", "to_dataset")
     import datasets
 
     if findings is not None and findings.samples["id"].tolist() != dataset.ids.tolist():

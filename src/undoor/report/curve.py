@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
+
+from undoor.errors import require_extra
 
 RED, BLUE, GREY = "#D55E00", "#0072B2", "#777777"
 """Colours that colour-blind readers tell apart (Okabe and Ito)."""
@@ -19,7 +19,14 @@ def write_curve(curve: pd.DataFrame, count: int, tolerance: float, path: Path) -
         tolerance: how far accuracy was allowed to fall.
         path: without suffix; ``.svg`` and ``.png`` are written, the same bytes for the same curve.
 
+    Raises:
+        UndoorError: if matplotlib is not installed.
+
     """
+    require_extra("matplotlib", "figures", "the pruning curve")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"font.size": 8, "svg.hashsalt": "undoor", "figure.constrained_layout.use": True})

@@ -7,7 +7,7 @@ import pyarrow as pa
 from undoor.data.dataset import Dataset
 from undoor.data.readers.options import ReadOptions
 from undoor.data.readers.parquet import dataset_from_table
-from undoor.errors import UndoorError, first_line
+from undoor.errors import UndoorError, first_line, require_extra
 
 
 def read_hub(name: str, options: ReadOptions) -> Dataset:
@@ -15,6 +15,7 @@ def read_hub(name: str, options: ReadOptions) -> Dataset:
 
     Only data files are read: ``datasets`` refuses a data set that needs a script of its own.
     """
+    require_extra("datasets", "hub", "a data set of the hub")
     import datasets
 
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before version 4, it asks whether to run the script

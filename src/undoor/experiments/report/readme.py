@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from undoor.errors import UndoorError, first_line
+from undoor.errors import UndoorError, first_line, require_extra
 from undoor.experiments.condensed import MIXED
 from undoor.experiments.report import published
 from undoor.experiments.report.html import render_bench
@@ -76,6 +76,7 @@ def write_report(store: Store, suite_name: str, expected: Sequence[str] = (), *,
 
 
 def _write_report(store: Store, suite_name: str, expected: Sequence[str], dpi: int) -> None:
+    require_extra("matplotlib", "figures", "the figures of a suite")
     from undoor.experiments.report.figures import write_figures  # matplotlib is slow to import
 
     every = read_results(store, suite_name)

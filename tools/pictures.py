@@ -1,6 +1,9 @@
-"""The pictures of docs/cluster-impurity.md, made by the code that they explain, on the embedded digits.
+"""Draw the pictures of docs/cluster-impurity.md with the code that they explain, on the embedded digits.
 
-Writes docs/pictures/*.svg, docs/pictures/numbers.json and the table in the page; the demonstration's attack, one seed.
+    python -m tools.pictures
+
+writes docs/pictures/*.svg, docs/pictures/numbers.json and the table in the document. The attack is that of the
+demonstration, with one seed.
 """
 
 import json
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from marked import write_marked
+from tools.marked import write_marked
 from undoor.attacks import Attack, poison
 from undoor.data.dataset import Dataset
 from undoor.data.readers import read
@@ -21,6 +24,7 @@ from undoor.evidence import Evidence
 from undoor.evidence.collect import collect
 from undoor.experiments.demo import COUNT, EPOCHS, SIZE, SOURCE, TARGET
 from undoor.experiments.report.figures import BLUE, GREEN, GREY, ORANGE, PARAMETERS, PURPLE, RED, SKY, WIDTH
+from undoor.experiments.report.tables import markdown
 from undoor.filters import Average
 from undoor.findings.findings import Findings
 from undoor.findings.provenance import versions
@@ -29,13 +33,14 @@ from undoor.networks.recipes import recipe
 from undoor.networks.training import train
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "cluster-impurity.md"
+DOCUMENT = ROOT / "docs" / "cluster-impurity.md"
 PICTURES = ROOT / "docs" / "pictures"
-MARKS = ("<!-- numbers: written by benchmarks/pictures.py -->", "<!-- end of numbers -->")
+MARKS = ("<!-- numbers: written by `python -m tools.pictures` -->", "<!-- end of numbers -->")
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
 SHOWN = 6
+"""Poisoned images in the picture of the trigger."""
 LEAST = 1e-3
-"""Impurities below are drawn there: the axis is logarithmic, and many clusters have none."""
+"""Lower impurities are drawn at this value: the axis is logarithmic, and many clusters have an impurity of 0."""
 
 
 def run() -> tuple[Dataset, Evidence, Findings]:
@@ -47,16 +52,16 @@ def run() -> tuple[Dataset, Evidence, Findings]:
 
 
 def trigger(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
-    """Draw poisoned images, their filtered twins, and what the filter took away."""
+    """Draw poisoned images, their filtered versions, and the difference."""
     hits = np.flatnonzero(findings.flagged & poisoned.truth.poisoned)
     images = poisoned.images[hits[np.linspace(0, len(hits) - 1, SHOWN).astype(int)]]
     plain = torch.from_numpy(images).float() / 255
-    twins = Average()(plain)
+    filtered = Average()(plain)
     figure = Figure((WIDTH, WIDTH / 2))
     rows = {
         "x, poisoned": (plain, "gray", 0, 1),
-        "h(x), filtered": (twins, "gray", 0, 1),
-        "x − h(x)": (plain - twins, "RdBu_r", -SIZE, SIZE),
+        "h(x), filtered": (filtered, "gray", 0, 1),
+        "x − h(x)": (plain - filtered, "RdBu_r", -SIZE, SIZE),
     }
     axes = figure.subplots(len(rows), SHOWN)
     for line, (name, (pictures, colours, low, high)) in zip(axes, rows.items(), strict=True):
@@ -70,32 +75,32 @@ def trigger(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
 
 
 def features(poisoned: Dataset, evidence: Evidence, findings: Findings) -> Figure:
-    """Draw the features of the target class: the clusters that were found, and which images are poisoned."""
+    """Draw the features of the target class twice: by cluster, and by which images are poisoned."""
     label = poisoned.class_names.index(TARGET)
     rows = np.flatnonzero(evidence.labels == label)
     centred, _, axes = principal_axes(evidence.plain.features[rows])
-    places = centred @ axes[:, :2]
+    points = centred @ axes[:, :2]
     figure = Figure((WIDTH, WIDTH / 2.4))
-    found, truth = figure.subplots(1, 2, sharex=True, sharey=True)
+    by_cluster, by_truth = figure.subplots(1, 2, sharex=True, sharey=True)
     clusters = findings.samples["cluster"].to_numpy()[rows]
     for number in np.unique(clusters):
-        inside = clusters == number
-        found.plot(
-            *places[inside].T, ".", color=COLOURS[number % len(COLOURS)], markersize=3,
-            label=f"cluster {number}: {inside.sum()} images",
+        members = clusters == number
+        by_cluster.plot(
+            *points[members].T, ".", color=COLOURS[number % len(COLOURS)], markersize=3,
+            label=f"cluster {number}: {members.sum()} images",
         )  # fmt: skip
     planted = poisoned.truth.poisoned[rows]
-    for inside, colour, name in ((~planted, GREY, "clean"), (planted, RED, "poisoned")):
-        truth.plot(*places[inside].T, ".", color=colour, markersize=3, label=f"{name}: {inside.sum()} images")
-    for axis, title in ((found, "what the mixture finds"), (truth, "what was planted (unknown to the method)")):
+    for members, colour, name in ((~planted, GREY, "clean"), (planted, RED, "poisoned")):
+        by_truth.plot(*points[members].T, ".", color=colour, markersize=3, label=f"{name}: {members.sum()} images")
+    for axis, title in ((by_cluster, "clusters of the mixture"), (by_truth, "truth (unknown to the method)")):
         axis.set(title=title, xlabel="first principal axis")
         axis.legend(fontsize=7)
-    found.set_ylabel("second principal axis")
+    by_cluster.set_ylabel("second principal axis")
     return figure
 
 
 def bic(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
-    """Draw the criterion of every class against the number of components, above its own lowest value."""
+    """Draw the criterion of every class against the number of components, minus its own lowest value."""
     figure = Figure((WIDTH / 1.5, WIDTH / 2.4))
     axis = figure.subplots()
     first = findings.curves[findings.curves["look"] == 1]
@@ -106,34 +111,33 @@ def bic(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
             alpha=1 if target else 0.4, zorder=3 if target else 2,
             label=f"class {TARGET}, poisoned" if target else None,
         )  # fmt: skip
-    axis.plot([], [], "o-", color=GREY, alpha=0.4, label="the other classes")
-    axis.set(xlabel="components K", ylabel="criterion above its lowest, nats")
+    axis.plot([], [], "o-", color=GREY, alpha=0.4, label="other classes")
+    axis.set(xlabel="components K", ylabel="criterion minus its lowest value, nats")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend()
     return figure
 
 
 def impurity(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
-    """Draw every cluster of every class on one axis of impurity, with the threshold."""
+    """Draw the impurity of every cluster of every class, with the threshold."""
     figure = Figure((WIDTH, WIDTH / 2.4))
     axis = figure.subplots()
-    clusters = findings.clusters
-    flagged = clusters["flagged"].to_numpy(dtype=bool)
-    for inside, colour, marker, name in ((~flagged, GREY, "o", "left alone"), (flagged, RED, "D", "flagged")):
-        some = clusters[inside]
+    flagged = findings.clusters["flagged"].to_numpy(dtype=bool)
+    for members, colour, marker, name in ((~flagged, GREY, "o", "not flagged"), (flagged, RED, "D", "flagged")):
+        clusters = findings.clusters[members]
         axis.scatter(
-            np.maximum(some["impurity"], LEAST), some["class"], s=np.sqrt(some["size"]) * 4, color=colour,
+            np.maximum(clusters["impurity"], LEAST), clusters["class"], s=np.sqrt(clusters["size"]) * 4, color=colour,
             marker=marker, alpha=0.7, label=name,
         )  # fmt: skip
     axis.axvline(findings.threshold, color=BLUE, linestyle="--", label="threshold")
-    axis.set(xscale="log", xlabel=f"impurity S, nats (what lies below {LEAST} is drawn there)", ylabel="class")
+    axis.set(xscale="log", xlabel=f"impurity S, nats (lower values are drawn at {LEAST})", ylabel="class")
     axis.set_yticks(range(len(poisoned.class_names)), poisoned.class_names)
     axis.legend(loc="upper center")
     return figure
 
 
 def destinations(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
-    """Draw where the changed decisions of the flagged cluster went."""
+    """Draw the classes to which the filter changes the decisions of the flagged cluster."""
     worst = findings.clusters.loc[findings.clusters["impurity"].idxmax()]
     figure = Figure((WIDTH / 1.5, WIDTH / 3.4))
     axis = figure.subplots()
@@ -143,10 +147,11 @@ def destinations(poisoned: Dataset, _: Evidence, findings: Findings) -> Figure:
 
 
 DRAWN = (trigger, features, bic, impurity, destinations)
+"""The functions whose pictures the document shows; each picture has the name of its function."""
 
 
 def numbers(poisoned: Dataset, evidence: Evidence, findings: Findings) -> dict:
-    """Return what the page says in numbers."""
+    """Return the numbers that the document states."""
     clusters = findings.clusters
     worst, others = clusters.loc[clusters["impurity"].idxmax()], clusters[~clusters["flagged"]]
     curves = findings.curves
@@ -174,39 +179,39 @@ def numbers(poisoned: Dataset, evidence: Evidence, findings: Findings) -> dict:
     }
 
 
-def table(told: dict) -> str:
+def table(values: dict) -> str:
     """Return the numbers as a Markdown table."""
     rows = {
-        "images in the set, of them poisoned": f"{told['images']}, {told['poisoned']}",
-        f"features, and directions to which class {told['class']} is reduced": (
-            f"{told['features']}, {told['dimensions']}"
+        "images in the set; poisoned images among them": f"{values['images']}; {values['poisoned']}",
+        f"features; directions to which class {values['class']} is reduced": (
+            f"{values['features']}; {values['dimensions']}"
         ),
-        f"components of class {told['class']}": told["components"],
-        "clusters of all classes, of them flagged": f"{told['clusters']}, {told['flagged']}",
-        "the flagged cluster: images, of them decided as labelled": f"{told['size']}, {told['examined']}",
-        "share of these that the filter gives to another class with confidence": f"{told['changed']:.3f}",
-        "most of them to class": told["to"],
-        "its impurity": f"{told['impurity']:.2f}",
-        f"the highest of the other clusters (class {told['next_class']})": f"{told['next']:.4f}",
-        "threshold": told["threshold"],
-        "TPR, FPR of all classes": f"{told['tpr']:.3f}, {told['fpr']:.4f}",
+        f"components of class {values['class']}": values["components"],
+        "clusters of all classes; flagged clusters": f"{values['clusters']}; {values['flagged']}",
+        "images of the flagged cluster; those decided as labelled": f"{values['size']}; {values['examined']}",
+        "share of the latter that the filter assigns to another class with confidence": f"{values['changed']:.3f}",
+        "class to which most of them are assigned": values["to"],
+        "impurity of the flagged cluster": f"{values['impurity']:.2f}",
+        f"highest impurity of the other clusters (class {values['next_class']})": f"{values['next']:.4f}",
+        "threshold": values["threshold"],
+        "TPR; FPR, all classes": f"{values['tpr']:.3f}; {values['fpr']:.4f}",
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return markdown(["number", "value"], list(rows.items()))
 
 
 def main() -> None:
-    seen = run()
+    results = run()
     PICTURES.mkdir(exist_ok=True)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(PARAMETERS)
         for draw in DRAWN:
             path = PICTURES / f"{draw.__name__}.svg"
-            draw(*seen).savefig(path, metadata={"Date": None, "Creator": None})
-    told = numbers(*seen)
-    (PICTURES / "numbers.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    write_marked(PAGE, MARKS, table(told))
-    print(table(told))
+            draw(*results).savefig(path, metadata={"Date": None, "Creator": None})
+    values = numbers(*results)
+    (PICTURES / "numbers.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_marked(DOCUMENT, MARKS, table(values))
+    print(table(values))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Programs that measure speed and memory. Run them from the root of the repository: ``python -m benchmarks.speed``."""
