@@ -29,7 +29,7 @@ from undoor.defenses.training_set import ClusterImpurity
 from undoor.errors import UndoorNotice
 from undoor.experiments import demo as demonstration
 from undoor.filters import Average
-from undoor.scanning import write_findings
+from undoor.report import write_findings
 
 COMMANDS = [command.callback.__name__ for command in cli.app.registered_commands] + [
     f"{group.typer_instance.info.name} {command.callback.__name__}"

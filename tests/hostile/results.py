@@ -32,17 +32,17 @@ for name, (change, told) in {
         lambda said: said.update(settings=json.loads('{"a":' * 50 + "1" + "}" * 50)),
         "nested too deeply",
     ),
-    "findings with a threshold of text": (lambda said: said.update(threshold="x"), "threshold in summary.json"),
-    "findings with a seed of text": (lambda said: said.update(seed="x"), "seed in summary.json"),
-    "findings with settings of text": (lambda said: said.update(settings="x"), "settings in summary.json"),
-    "findings with seconds of text": (lambda said: said.update(seconds={"evidence": "x"}), "seconds in summary.json"),
-    "findings with versions of numbers": (lambda said: said.update(versions=7), "versions in summary.json"),
-    "findings with a truth of text": (lambda said: said.update(truth={"tp": "x"}), "truth in summary.json"),
+    "findings with a threshold of text": (lambda said: said.update(threshold="x"), "the summary's threshold"),
+    "findings with a seed of text": (lambda said: said.update(seed="x"), "the summary's seed"),
+    "findings with settings of text": (lambda said: said.update(settings="x"), "the summary's settings"),
+    "findings with seconds of text": (lambda said: said.update(seconds={"evidence": "x"}), "the summary's seconds"),
+    "findings with versions of numbers": (lambda said: said.update(versions=7), "the summary's versions"),
+    "findings with a truth of text": (lambda said: said.update(truth={"tp": "x"}), "the summary's truth"),
     "findings without a defence": (lambda said: said.pop("defense") and None, UNREAD),
     "findings of other classes": (lambda said: said.update(class_names=["a", "b", "c"]), "are of other images"),
     "findings of classes for a terminal": (lambda said: said.update(class_names=["a", "b", "\x1b[31m"]), "control"),
     "findings of classes that are numbers": (lambda said: said.update(class_names=[1, 2, 3]), "is no text"),
-    "findings of fewer classes": (lambda said: said.update(class_names=["a"]), "what is no class"),
+    "findings of fewer classes": (lambda said: said.update(class_names=["a"]), "that is no class"),
     "findings with a filter that is code": (
         lambda said: said.update(image_filter="Average(size=__import__('os').system('echo ran > marker'))"),
         "no filter is called",
@@ -91,8 +91,8 @@ for title, (change, told) in {
     add(title, Case(samples(change, CLEAN), told))
 
 for title, (change, told) in {
-    "findings with labels of no class": (lambda frame: frame.__setitem__("label", 10**9), "what is no class"),
-    "findings with decisions below zero": (lambda frame: frame.__setitem__("predicted", -1), "what is no class"),
+    "findings with labels of no class": (lambda frame: frame.__setitem__("label", 10**9), "that is no class"),
+    "findings with decisions below zero": (lambda frame: frame.__setitem__("predicted", -1), "that is no class"),
     "findings with labels of text": (lambda frame: frame.__setitem__("label", "x"), "column label"),
     "findings with scores that are no numbers": (
         lambda frame: frame.__setitem__("score", float("nan")),
@@ -104,7 +104,7 @@ for title, (change, told) in {
     add(title, Case(samples(change), told))
 
 for title, table, change, told in (
-    ("clusters of no class", "clusters", lambda frame: frame.__setitem__("class", 77), "what is no class"),
+    ("clusters of no class", "clusters", lambda frame: frame.__setitem__("class", 77), "that is no class"),
     ("clusters without a size", "clusters", lambda frame: frame.drop(columns="size"), "no column size"),
     ("clusters that went to text", "clusters", lambda frame: frame.__setitem__("destinations", "x"), "column destin"),
     (
@@ -114,7 +114,7 @@ for title, table, change, told in (
         "another number of classes",
     ),
     ("curves of text", "curves", lambda frame: frame.__setitem__("criterion", "x"), "column criterion"),
-    ("curves of no class", "curves", lambda frame: frame.__setitem__("class", -1), "what is no class"),
+    ("curves of no class", "curves", lambda frame: frame.__setitem__("class", -1), "that is no class"),
 ):
     add(title, Case(samples(change, REPORT, table), told))
 

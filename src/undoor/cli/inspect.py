@@ -56,6 +56,7 @@ def inspect(
     from undoor.findings.findings import refuse_findings
     from undoor.networks.classifier import Classifier
     from undoor.networks.weights import load_model, require_same_classes
+    from undoor.report import write_inspection
 
     method = ReverseEngineering(
         images=images, share=share, seed=seed, batch_size=batch_size,
@@ -71,7 +72,7 @@ def inspect(
     require_same_classes(names, dataset.class_names, model)
     with terminal.counting_bar("class pairs") as on_pair:
         inspection = method(classifier, dataset, on_pair=on_pair)
-    inspection.write(out, overwrite=overwrite)
+    write_inspection(inspection, out, overwrite=overwrite)
     terminal.print_result({**inspection.summary(), "out": out, "report": out / "report.html"})
     terminal.print_inspection(inspection)
     terminal.out.print(f"report: {out / 'report.html'}", soft_wrap=True, markup=False)

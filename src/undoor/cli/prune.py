@@ -74,6 +74,7 @@ def prune(
     from undoor.defenses.post_training.pruned import refuse_network
     from undoor.networks.classifier import Classifier
     from undoor.networks.weights import Architecture, load_model, read_architecture, require_same_classes
+    from undoor.report import write_pruned
 
     given = {"tolerance": tolerance, "epochs": epochs, "learning_rate": learning_rate}
     defense = FinePruning(
@@ -104,7 +105,7 @@ def prune(
     described = read_architecture(model) if model.suffix == ".safetensors" else None
     if described is None:
         described = Architecture(str(network), clean.images.shape[1:], clean.class_names, {})
-    result.write(out, described, overwrite=overwrite)
+    write_pruned(result, out, described, overwrite=overwrite)
     page = out.with_suffix(".html")
     terminal.print_result({**result.summary(), "network": out, "report": page})
     terminal.print_pruned(result)

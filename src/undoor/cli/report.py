@@ -23,7 +23,7 @@ def report(
     """
     from undoor.cli.terminal import out, print_result
     from undoor.findings.reading import require_findings
-    from undoor.scanning import rewrite_report
+    from undoor.report import rewrite_report
 
     require_findings(findings)
     dataset = read_data(

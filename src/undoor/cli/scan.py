@@ -105,8 +105,8 @@ def scan(
     from undoor.networks.recipes import long_enough, recipe
     from undoor.networks.victims import fit_victim
     from undoor.networks.weights import load_model, require_same_classes
+    from undoor.report import write_findings
     from undoor.scanning import scan as run
-    from undoor.scanning import write_findings
     from undoor.storage.atomic import write_text
 
     h = parse_filter(image_filter)
