@@ -53,15 +53,9 @@ def read_findings(folder: Path) -> Findings:
         if not clusters_of_samples.issuperset(zip(clusters["class"], clusters["cluster"], strict=True)):
             raise ValueError("clusters.parquet lists a cluster that no sample is in")
         return Findings(
-            provenance=provenance,
-            samples=samples,
-            clusters=clusters,
-            class_names=tuple(names),
-            threshold=summary["threshold"],
-            truth=_truth(summary["truth"]),
-            curves=curves,
-            image_filter=summary["image_filter"],
-        )
+            provenance=provenance, samples=samples, clusters=clusters, curves=curves, class_names=tuple(names),
+            threshold=summary["threshold"], truth=_truth(summary["truth"]), image_filter=summary["image_filter"],
+        )  # fmt: skip
 
 
 def read_ids(folder: Path) -> tuple[list[str], list[str]]:

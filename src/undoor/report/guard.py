@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from undoor.defenses.test_time.guard import Checked, Guard
+from undoor.report.page import percent
 from undoor.report.pictures import encoded
 from undoor.report.result import Axis, render_result
 from undoor.storage.atomic import staged
@@ -52,7 +53,7 @@ def render_checked(guard: Guard, checked: Checked, images: NDArray[np.uint8], id
     share = guard.provenance.settings["false_positive_rate"]
     notes = [
         f"A query is rejected if its statistic exceeds {guard.threshold:.3f}. The guard was fitted to reject "
-        f"{share:.1%} of clean queries."
+        f"{percent(share)} of clean queries."
     ]
     if rejected > SHOWN_QUERIES:
         notes.append(f"The pictures are of the {SHOWN_QUERIES} queries with the highest statistic.")

@@ -1,14 +1,18 @@
 """The page of an inspection, and the pictures of its perturbations."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save
 
 from undoor.defenses.post_training.inspection import Inspection
+from undoor.findings.findings import refuse_findings
 from undoor.report.result import Axis, render_result
 from undoor.safe.images import encode_png
+from undoor.storage.atomic import staged
 
 SHOWN_PAIRS = 6
 """The page shows the perturbations of this many pairs: detected ones before others, the closest first."""
@@ -18,19 +22,18 @@ PICTURE_SIDE = 160
 
 
 def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = False) -> None:
-    """Write an inspection with its page, and with a picture of the perturbation of every detected pair.
-
-    Args:
-        inspection: the result of ``ReverseEngineering``.
-        folder: it is made if it is not there.
-        overwrite: replace the files of an earlier inspection.
-
-    """
-    pictures = {}
-    for row in np.flatnonzero(inspection.pairs["detected"]).tolist():
-        source, target = (_file_name(inspection, name) for name in _names(inspection, row))
-        pictures[f"perturbation-{source}-{target}.png"] = perturbation_picture(inspection, row)
-    inspection.write(folder, render_inspection(inspection), pictures, overwrite=overwrite)
+    """Write pairs, perturbations, a picture of every detected pair's, the page and ``summary.json``, in this order."""
+    refuse_findings(folder, overwrite)
+    with staged(folder, last="summary.json", stale=folder.glob("perturbation-*.png")) as temporary:
+        inspection.pairs.to_parquet(temporary / "pairs.parquet", index=False)
+        (temporary / "perturbations.safetensors").write_bytes(save({"perturbations": inspection.perturbations}))
+        for row in np.flatnonzero(inspection.pairs["detected"]).tolist():
+            source, target = (_file_name(inspection, name) for name in _names(inspection, row))
+            picture = perturbation_picture(inspection, row)
+            (temporary / f"perturbation-{source}-{target}.png").write_bytes(picture)
+        (temporary / "report.html").write_text(render_inspection(inspection), encoding="utf-8")
+        text = json.dumps(inspection.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (temporary / "summary.json").write_text(text, encoding="utf-8")
 
 
 def render_inspection(inspection: Inspection) -> str:

@@ -2,8 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,17 +115,8 @@ def _uri(image: NDArray[np.uint8]) -> str:
     return png_uri(encode_png(image))
 
 
-@dataclass(frozen=True, eq=False)
-class Thumbnails:
-    """Thumbnails of many images in one picture, row by row.
-
-    Args:
-        uri: the picture, as a data URI.
-        rows: the rows of the images in the data set.
-        columns: how many thumbnails are beside each other.
-        size: the height and width of each, in pixels.
-
-    """
+class Thumbnails(NamedTuple):
+    """Thumbnails of the images at ``rows`` in one picture, ``columns`` beside each other, each of ``size`` (H, W)."""
 
     uri: str
     rows: NDArray[np.int64]

@@ -1,31 +1,36 @@
 """The page of Fine-Pruning, and the picture of its curve."""
 
-import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
-from undoor.defenses.post_training.pruned import Pruned
-from undoor.networks.weights import Architecture
+from undoor.defenses.post_training.pruned import Pruned, refuse_network
+from undoor.networks.weights import Architecture, save_model
 from undoor.report.result import render_result
+from undoor.storage.atomic import staged
 
 RED, BLUE, GREY = "#D55E00", "#0072B2", "#777777"
 """Colours that colour-blind readers can tell apart (Okabe and Ito)."""
 
 
 def write_pruned(result: Pruned, path: Path, architecture: Architecture, *, overwrite: bool = False) -> None:
-    """Write the repaired network with its page and the picture of its curve, as SVG and PNG.
+    """Write the repaired network to ``path``, NAME.safetensors, and beside it its summary, its page and its curve.
 
-    Args:
-        result: the result of ``FinePruning``.
-        path: NAME.safetensors; the other files are NAME.html, NAME.json and NAME-curve.parquet, .svg and .png.
-        architecture: the description of the given network.
-        overwrite: replace the files of an earlier run.
-
+    These are NAME.json, NAME.html and NAME-curve.parquet, .svg and .png. ``architecture`` describes the given network;
+    how it was repaired is added in the file.
     """
-    svg, png = curve_pictures(result.curve, result.count, result.provenance.settings["tolerance"])
-    pictures = {f"{path.stem}-curve.svg": svg, f"{path.stem}-curve.png": png}
-    result.write(path, architecture, render_pruned(result, png), pictures, overwrite=overwrite)
+    refuse_network(path, overwrite)
+    repair = {**result.provenance.settings, "seed": result.provenance.seed}
+    described = replace(architecture, recipe={**architecture.recipe, "fine_pruning": repair})
+    with staged(path.parent, last=path.name) as folder:
+        curve = folder / f"{path.stem}-curve"
+        result.curve.to_parquet(f"{curve}.parquet", index=False)
+        draw_curve(result, curve)
+        page = render_pruned(result, Path(f"{curve}.png").read_bytes())
+        (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        text = json.dumps(result.summary(), indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{path.stem}.json").write_text(text, encoding="utf-8")
+        save_model(result.tuned.model, described, folder / path.name)
 
 
 def render_pruned(result: Pruned, curve: bytes) -> str:
@@ -49,22 +54,15 @@ def render_pruned(result: Pruned, curve: bytes) -> str:
     )  # fmt: skip
 
 
-def curve_pictures(curve: pd.DataFrame, count: int, tolerance: float) -> tuple[bytes, bytes]:
-    """Draw accuracy, and the attack success rate where it was measured, by the share of pruned channels.
+def draw_curve(result: Pruned, path: Path) -> None:
+    """Draw accuracy, and attack success rate if it was measured, by the share of pruned channels, as SVG and PNG.
 
-    Args:
-        curve: the curve of a ``Pruned``.
-        count: how many channels were pruned.
-        tolerance: how far accuracy was allowed to fall.
-
-    Returns:
-        The picture as SVG and as PNG. The same curve gives the same bytes.
-
+    The same curve gives the same bytes. ``path`` is the path of both files without their suffixes.
     """
-    import matplotlib as mpl  # is slow to import, and no other page needs it
+    import matplotlib as mpl  # it is slow to import, and no other page needs it
     from matplotlib.figure import Figure
 
-    svg, png = io.BytesIO(), io.BytesIO()
+    curve, tolerated = result.curve, result.curve["accuracy"].iloc[0] - result.provenance.settings["tolerance"]
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update({"font.size": 8, "svg.hashsalt": "undoor", "figure.constrained_layout.use": True})
@@ -73,11 +71,10 @@ def curve_pictures(curve: pd.DataFrame, count: int, tolerance: float) -> tuple[b
         axes.plot(curve["share"], curve["accuracy"], color=BLUE, label="accuracy on clean images held out")
         if "attack_success_rate" in curve:
             axes.plot(curve["share"], curve["attack_success_rate"], "--", color=RED, label="attack success rate")
-        axes.axhline(curve["accuracy"].iloc[0] - tolerance, color=GREY, linewidth=0.8, linestyle=":", label="tolerated")
-        axes.axvline(curve["share"].iloc[count], color=GREY, linewidth=0.8, label="where pruning stopped")
+        axes.axhline(tolerated, color=GREY, linewidth=0.8, linestyle=":", label="lowest accuracy tolerated")
+        axes.axvline(curve["share"].iloc[result.count], color=GREY, linewidth=0.8, label="where pruning stopped")
         axes.set(xlabel="share of channels pruned", ylabel="share of images", xlim=(0, 1), ylim=(0, 1.02))
         figure.legend(frameon=False, loc="outside upper center", ncols=2)
-        # Without date and version, the same curve gives the same bytes.
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", metadata={"Software": None}, dpi=200)
-    return svg.getvalue(), png.getvalue()
+        # A date or a version would change the bytes.
+        figure.savefig(f"{path}.svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(f"{path}.png", metadata={"Software": None}, dpi=200)

@@ -167,21 +167,14 @@ class FinePruning:
                 seed=self.seed,
                 seconds={"ranking": ranked - begun, "curve": measured - ranked, "tuning": ended - measured},
             ),
-            channels=channels,
-            order=order,
-            count=count,
-            curve=curve,
-            before=before,
-            pruned=pruned,
-            tuned=tuned,
+            channels=channels, order=order, count=count, curve=curve, before=before, pruned=pruned, tuned=tuned,
             accuracies={
                 "before": float(accuracies[0]),
                 "pruned": float(accuracies[count]),
                 "tuned": accuracy(tuned.decide(held.images), held.labels),
             },
-            images_tuning=len(tuning),
-            images_held_out=len(held),
-        )
+            images_tuning=len(tuning), images_held_out=len(held),
+        )  # fmt: skip
 
     def _tune(
         self,

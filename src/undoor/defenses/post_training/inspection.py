@@ -1,20 +1,15 @@
 """The result of inspecting a network for a backdoor: the closest class pairs, p-values, and the perturbations."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from undoor.defenses.post_training.gamma_null import Inference, Rule
-from undoor.findings.findings import refuse_findings
 from undoor.findings.provenance import Provenance
-from undoor.storage.atomic import staged
 
 PAIR_COLUMNS = ("source", "target", "norm", "rate", "r", "reached", "steps", "p", "detected")
 
@@ -23,7 +18,7 @@ PAIR_COLUMNS = ("source", "target", "norm", "rate", "r", "reached", "steps", "p"
 class Inspection:
     """The result of reverse engineering; the example of ``ReverseEngineering`` makes one.
 
-    ``undoor.report.write_inspection`` writes it into a folder together with its HTML page and pictures.
+    ``undoor.report.write_inspection`` writes it into a folder with its HTML page.
 
     Args:
         provenance: the method, its settings, and how long it took.
@@ -98,23 +93,3 @@ class Inspection:
             pairs_that_never_reached_the_share=int((~self.pairs["reached"]).sum()),
             images=dict(self.images),
         )
-
-    def write(self, folder: Path, page: str, pictures: Mapping[str, bytes], *, overwrite: bool = False) -> None:
-        """Write the pairs, the perturbations, the HTML ``page``, the ``pictures`` and ``summary.json``, in this order.
-
-        Args:
-            folder: it is made if it is not there.
-            page: the content of ``report.html``.
-            pictures: PNG images by the names of their files, which are perturbation-….png.
-            overwrite: replace the files of an earlier inspection.
-
-        """
-        refuse_findings(folder, overwrite)
-        text = json.dumps(self.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with staged(folder, last="summary.json", stale=folder.glob("perturbation-*.png")) as temporary:
-            self.pairs.to_parquet(temporary / "pairs.parquet", index=False)
-            (temporary / "perturbations.safetensors").write_bytes(save({"perturbations": self.perturbations}))
-            for name, picture in pictures.items():
-                (temporary / name).write_bytes(picture)
-            (temporary / "report.html").write_text(page, encoding="utf-8")
-            (temporary / "summary.json").write_text(text, encoding="utf-8")

@@ -1,7 +1,5 @@
 """The result of Fine-Pruning: the repaired network, the pruning curve, and how good the network is on the way."""
 
-import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,19 +9,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from undoor.defenses.post_training.channels import Channels, decisions_along, silence
+from undoor.defenses.post_training.channels import Channels, decisions_along
 from undoor.errors import UndoorError
 from undoor.findings.provenance import Provenance
 from undoor.networks.classifier import Classifier
-from undoor.networks.weights import Architecture, save_model
-from undoor.storage.atomic import staged
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pruned:
     """The result of Fine-Pruning; the example of ``FinePruning`` makes one.
 
-    ``undoor.report.write_pruned`` writes it together with its HTML page and the picture of its curve.
+    ``undoor.report.write_pruned`` writes it with its HTML page.
 
     Args:
         provenance: the method, its settings, and how long it took.
@@ -56,12 +52,6 @@ class Pruned:
     images_tuning: int
     images_held_out: int
     measured: Mapping[str, Any] | None = None
-
-    def at(self, count: int) -> Classifier:
-        """Return the network with the first ``count`` channels of the order pruned, and not fine-tuned."""
-        classifier = copy.deepcopy(self.before)
-        silence(classifier.model, self.channels, self.order[:count])
-        return classifier
 
     def decisions_along(
         self, images: NDArray[np.uint8], on_batch: Callable[[int, int], None] | None = None
@@ -115,37 +105,6 @@ class Pruned:
             doubt=self.doubt,
             measured=None if self.measured is None else dict(self.measured),
         )
-
-    def write(
-        self,
-        path: Path,
-        architecture: Architecture,
-        page: str,
-        pictures: Mapping[str, bytes],
-        *,
-        overwrite: bool = False,
-    ) -> None:
-        """Write the repaired network to ``path``, and beside it its curve, its summary, its page and its pictures.
-
-        Args:
-            path: NAME.safetensors; the other files are NAME-curve.parquet, NAME.json, NAME.html and the pictures.
-            architecture: the description of the given network; how the network was repaired is added to it.
-            page: the content of NAME.html.
-            pictures: the contents of further files by their names.
-            overwrite: replace the files of an earlier run.
-
-        """
-        refuse_network(path, overwrite)
-        repair = {**self.provenance.settings, "seed": self.provenance.seed}
-        described = replace(architecture, recipe={**architecture.recipe, "fine_pruning": repair})
-        text = json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n"
-        with staged(path.parent, last=path.name) as folder:
-            self.curve.to_parquet(folder / f"{path.stem}-curve.parquet", index=False)
-            for name, picture in pictures.items():
-                (folder / name).write_bytes(picture)
-            (folder / f"{path.stem}.json").write_text(text, encoding="utf-8")
-            (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
-            save_model(self.tuned.model, described, folder / path.name)
 
 
 def refuse_network(path: Path, overwrite: bool) -> None:

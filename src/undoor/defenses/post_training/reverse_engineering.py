@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from undoor.data.dataset import Dataset
 from undoor.defenses.post_training.gamma_null import Inference, Rule, infer
 from undoor.defenses.post_training.inspection import PAIR_COLUMNS, Inspection
-from undoor.defenses.post_training.perturbations import Descent, Forward, Images, OnPair, Pair, Perturbations
+from undoor.defenses.post_training.perturbations import (
+    Descent,
+    Forward,
+    Images,
+    OnPair,
+    Pair,
+    Perturbations,
+    RandomDirection,
+)
 from undoor.errors import UndoorError
 from undoor.findings.provenance import Provenance
 from undoor.networks.classifier import BATCH_SIZE, Classifier
@@ -27,22 +35,8 @@ CANDIDATES = 4
 """For each image that is wanted, this many are drawn, so that enough of them are decided as labelled."""
 
 
-class Search(Protocol):
-    """How the perturbations are sought: ``Descent``, or its control ``RandomDirection``."""
-
-    def __call__(
-        self,
-        forward: Forward,
-        images: Images,
-        pairs: Sequence[Pair],
-        *,
-        share: float,
-        batch_size: int,
-        seed: int,
-        on_pair: OnPair | None = None,
-    ) -> Perturbations:
-        """Return the perturbations of the pairs; the arguments are those of ``Descent``."""
-        ...
+Search = Descent | RandomDirection
+"""How the perturbations are sought. ``RandomDirection`` is a control."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +152,9 @@ class ReverseEngineering:
             pairs=self._table(pairs, found, inferences[self.rule], names),
             perturbations=found.patterns,
             examples=np.stack([images_of_class[0] for images_of_class in images.values()]),
-            inferences=inferences,
-            rule=self.rule,
-            level=self.level,
-            class_names=names,
+            inferences=inferences, rule=self.rule, level=self.level, class_names=names,
             images=dict(zip(names, map(len, images.values()), strict=True)),
-        )
+        )  # fmt: skip
 
     def _draw(self, classifier: Classifier, dataset: Dataset, label: int) -> NDArray[np.uint8]:
         """Return images of a class that the network decides as labelled."""

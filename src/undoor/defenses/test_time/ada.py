@@ -142,16 +142,10 @@ class Ada:
                 seed=self.seed,
                 seconds={"features": passed - begun, "nulls": time.perf_counter() - passed},
             ),
-            classifier=classifier,
-            layers=tuple(layers),
-            nulls=tuple(nulls),
-            kind=self.statistic,
-            centres=centres,
-            scales=scales,
-            threshold=conformal_quantile(largest, self.false_positive_rate),
-            class_names=clean.class_names,
-            shape=clean.images.shape[1:],
-        )
+            classifier=classifier, layers=tuple(layers), nulls=tuple(nulls), kind=self.statistic,
+            centres=centres, scales=scales, threshold=conformal_quantile(largest, self.false_positive_rate),
+            class_names=clean.class_names, shape=clean.images.shape[1:],
+        )  # fmt: skip
 
     def _require(self, clean: Dataset) -> None:
         classes = len(clean.class_names)

@@ -186,16 +186,10 @@ class Guard:
                 raise ValueError("its statistic or the shape of its images is impossible")
             return cls(
                 provenance=Provenance.from_summary(summary),
-                classifier=classifier,
-                layers=layers,
-                nulls=nulls,
-                kind=summary["statistic"],
-                centres=centres,
-                scales=scales,
-                threshold=float(summary["threshold"]),
-                class_names=tuple(names),
-                shape=shape,
-            )
+                classifier=classifier, layers=layers, nulls=nulls, kind=summary["statistic"],
+                centres=centres, scales=scales, threshold=float(summary["threshold"]),
+                class_names=tuple(names), shape=shape,
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise _not_a_guard(path, error) from error
 
