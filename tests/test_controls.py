@@ -63,7 +63,7 @@ def test_findings_without_clusters_are_shown_and_written(tmp_path, planted, monk
     images = np.resize(make_dataset(channels=3).images, (n, 3, 12, 12))
     dataset = undoor.Dataset(images, planted.evidence.labels, planted.evidence.class_names, planted.evidence.ids)
     report = render_findings(findings, dataset, Average())
-    assert f"An image is flagged when its score exceeds {findings.threshold:.3f}" in report
+    assert f"An image is flagged if its score exceeds the threshold of {findings.threshold:.3f}" in report
     assert "All clusters" not in report
     findings.write(tmp_path / "findings", report)
     assert (tmp_path / "findings" / "summary.json").is_file()
