@@ -30,20 +30,20 @@ def decided(evidence, before=None, after=None):
     )
 
 
-def found(evidence, defense=CI):
+def findings_of(evidence, defense=CI):
     return with_report_columns(defense(evidence), evidence, "planted")
 
 
 def test_there_is_no_doubt_where_all_is_well(planted):
-    assert found(planted.evidence).doubts == []
-    assert found(planted.evidence).summary()["doubts"] == []
-    assert found(planted.evidence).summary()["learned"] == 1.0
+    assert findings_of(planted.evidence).doubts == []
+    assert findings_of(planted.evidence).summary()["doubts"] == []
+    assert findings_of(planted.evidence).summary()["learned"] == 1.0
 
 
 def test_a_network_that_has_not_learned_the_set_is_the_only_doubt(planted):
     wrong = planted.evidence.labels.copy()
     wrong[:400] = (wrong[:400] + 1) % 4
-    (doubt,) = found(decided(planted.evidence, wrong)).doubts
+    (doubt,) = findings_of(decided(planted.evidence, wrong)).doubts
     assert "decides only 39% of the images as they are labelled" in doubt.text
     assert "alphabetical" in doubt.text
     assert "--mean" in doubt.text
@@ -53,7 +53,7 @@ def test_poisoned_images_that_the_network_has_not_learned_are_doubtful():
     """They are decided as their source class: no decision as labelled is left to examine, and nothing is flagged."""
     planted = plant(clean=300)
     decisions = np.where(planted.poisoned, 0, planted.evidence.labels)
-    findings = found(decided(planted.evidence, decisions))
+    findings = findings_of(decided(planted.evidence, decisions))
     assert findings.verdict == "clean"
     (doubt,) = findings.doubts
     label, cluster = doubt.cluster
@@ -72,16 +72,16 @@ def test_decisions_that_change_without_confidence_are_doubtful():
     logits = weak.filtered["planted"].logits.copy()
     logits[planted.poisoned & (after == 0)] /= 100  # they return to their source class, without confidence
     weak = replace(weak, filtered={"planted": Outputs(weak.filtered["planted"].features, logits)})
-    findings = found(weak)
+    findings = findings_of(weak)
     assert findings.verdict == "clean"
     (doubt,) = findings.doubts
     assert "most to class0" in doubt.text
     assert "--decision plain" in doubt.text
-    assert found(weak, ClusterImpurity.poster(**QUICKLY)).classes_flagged == ("class1",)
+    assert findings_of(weak, ClusterImpurity.poster(**QUICKLY)).classes_flagged == ("class1",)
 
 
 def test_methods_without_clusters_have_no_doubtful_ones(planted):
-    assert found(planted.evidence, SpectralSignatures()).doubts == []
+    assert findings_of(planted.evidence, SpectralSignatures()).doubts == []
 
 
 def test_a_scan_gives_a_notice_and_the_page_shows_the_images(network):

@@ -80,10 +80,10 @@ def test_both_rules_find_a_close_pair_and_b_finds_many_sources():
         assert infer(r, rule).p > 0.05
         assert infer(single, rule).pair == (2, 7)
         assert infer(single, rule).p <= 0.01
-    found = infer(many, "B")
-    assert found.p <= 0.01
-    assert found.pair == (9, 7)
-    assert (np.delete(found.by_pair[:, 7], 7) < 0.05).all()
+    inference = infer(many, "B")
+    assert inference.p <= 0.01
+    assert inference.pair == (9, 7)
+    assert (np.delete(inference.by_pair[:, 7], 7) < 0.05).all()
 
 
 def test_equal_values_are_no_evidence():

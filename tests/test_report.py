@@ -28,7 +28,7 @@ from undoor.safe.images import encode_png
 NAMES = ("class0", "class1", "class2", "class3")
 
 
-def found(planted, names=NAMES, defense=None, size=12):
+def findings_and_dataset(planted, names=NAMES, defense=None, size=12):
     """Return findings with all columns that the page shows, and their data set."""
     evidence = replace(planted.evidence, class_names=names)
     n = len(evidence.labels)
@@ -45,7 +45,7 @@ def decoded(uri):
 
 
 def test_the_page_shows_verdict_margin_clusters_and_cards(planted):
-    findings, dataset = found(planted)
+    findings, dataset = findings_and_dataset(planted)
     html = render_findings(findings, dataset, Average())
     page = ParsedHTML(html)
     text = page.text
@@ -61,7 +61,7 @@ def test_the_page_shows_verdict_margin_clusters_and_cards(planted):
 
 
 def test_a_clean_verdict_shows_the_cluster_of_highest_impurity():
-    findings, dataset = found(plant(poison=0))
+    findings, dataset = findings_and_dataset(plant(poison=0))
     page = ParsedHTML(render_findings(findings, dataset, Average()))
     assert "clean" in page.texts["span"]
     assert "this method found nothing. It does not prove that no image is poisoned." in page.text
@@ -78,21 +78,21 @@ def test_a_clean_verdict_shows_the_cluster_of_highest_impurity():
 
 @pytest.mark.parametrize("defense", [SpectralSignatures(), ActivationClustering()])
 def test_other_defenses_have_a_page(planted, defense):
-    findings, dataset = found(planted, defense=defense)
+    findings, dataset = findings_and_dataset(planted, defense=defense)
     page = ParsedHTML(render_findings(findings, dataset, Average()))
     assert f"{findings.flagged.sum()} of {len(findings.samples)} images are flagged" in page.text
     assert ("All classes" in page.text) == findings.clusters.empty
 
 
 def test_findings_without_the_columns_of_a_map_have_a_page(planted):
-    _, dataset = found(planted)
+    _, dataset = findings_and_dataset(planted)
     html = render_findings(ClusterImpurity(**QUICKLY)(planted.evidence), dataset, Average())
     assert 'id="canvas"' not in html
     assert "filtered" not in script_data(html)["samples"]
 
 
 def test_nothing_leaves_the_file(planted):
-    html = render_findings(*found(planted), Average())
+    html = render_findings(*findings_and_dataset(planted), Average())
     page = ParsedHTML(html)
     addresses = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href")]
     assert addresses
@@ -107,7 +107,7 @@ def test_nothing_leaves_the_file(planted):
 
 def test_names_stay_text(planted):
     hostile = "<script>alert(1)</script>"
-    findings, dataset = found(planted, ("a", hostile, 'c"d', "é&</script>"))
+    findings, dataset = findings_and_dataset(planted, ("a", hostile, 'c"d', "é&</script>"))
     html = render_findings(findings, dataset, Average())
     page = ParsedHTML(html)
     assert sum(tag == "script" for tag, _ in page.tags) == 2
@@ -117,7 +117,7 @@ def test_names_stay_text(planted):
 
 
 def test_the_script_of_the_page_gets_every_sample(planted):
-    findings, dataset = found(planted)
+    findings, dataset = findings_and_dataset(planted)
     samples = script_data(render_findings(findings, dataset, Average()))["samples"]
     for name in ("id", "label", "predicted", "filtered", "cluster"):
         assert samples[name] == findings.samples[name].tolist()
@@ -127,7 +127,7 @@ def test_the_script_of_the_page_gets_every_sample(planted):
 
 def test_a_large_set_is_shown_in_part_with_all_that_is_flagged(planted, monkeypatch):
     monkeypatch.setattr("undoor.report.findings.POINTS", 200)
-    findings, dataset = found(planted)
+    findings, dataset = findings_and_dataset(planted)
     html = render_findings(findings, dataset, Average())
     samples = script_data(html)["samples"]
     assert len(samples["id"]) == 200
@@ -160,7 +160,7 @@ def test_a_single_changed_pixel_of_a_large_image_stays_visible():
 
 
 def test_the_axis_keeps_the_order_of_impurities_and_bars_add_up(planted):
-    findings, _ = found(planted)
+    findings, _ = findings_and_dataset(planted)
     axis = charts.impurity_axis(findings)
     marks = [mark for row in axis["rows"] for mark in row["marks"]]
     assert all((mark["x"] > axis["threshold"]["x"]) == mark["flagged"] for mark in marks)
@@ -172,7 +172,7 @@ def test_the_axis_keeps_the_order_of_impurities_and_bars_add_up(planted):
 
 
 def test_curves_have_their_lowest_at_the_number_of_clusters(planted):
-    findings, _ = found(planted)
+    findings, _ = findings_and_dataset(planted)
     sizes = findings.clusters.groupby("class").size()
     for chart in charts.bic_curves(findings)["charts"]:
         assert chart["best"]["k"] == sizes[NAMES.index(chart["name"])]
@@ -208,7 +208,7 @@ def test_the_columns_of_the_report_leave_the_findings_as_they_are(planted):
 
 
 def test_the_page_is_written_again_from_a_folder(planted, tmp_path):
-    findings, dataset = found(planted)
+    findings, dataset = findings_and_dataset(planted)
     for image_filter in (Average(3, "zero"), Median()):
         findings = replace(findings, image_filter=str(image_filter))
         write_findings(findings, dataset, image_filter, tmp_path, overwrite=True)

@@ -82,12 +82,12 @@ def test_between_half_spaces_the_smallest_perturbation_is_the_distance(data):
     classifier = Classifier(model)
     image = classifier.scale(data.images[data.labels == 0][:1])
     with classifier.frozen() as forward:
-        found = Descent()(forward, {0: image}, [(0, 1)], **ONCE)
+        result = Descent()(forward, {0: image}, [(0, 1)], **ONCE)
     normal = (TEMPLATES[1] - TEMPLATES[0]).astype(np.float64)
     distance = -normal @ image.numpy().ravel() / np.linalg.norm(normal)
-    assert distance <= found.norms[0] <= 1.03 * distance
-    assert found.norms[0] == pytest.approx(np.linalg.norm(found.patterns[0]), rel=1e-5)
-    assert found.patterns[0].ravel() @ normal / np.linalg.norm(normal) / found.norms[0] > 0.99
+    assert distance <= result.norms[0] <= 1.03 * distance
+    assert result.norms[0] == pytest.approx(np.linalg.norm(result.patterns[0]), rel=1e-5)
+    assert result.patterns[0].ravel() @ normal / np.linalg.norm(normal) / result.norms[0] > 0.99
 
 
 def test_black_and_white_pixels_can_change():
@@ -97,20 +97,20 @@ def test_black_and_white_pixels_can_change():
     assert values.grad.tolist() == [0, 1, 1, 1, 0]
     assert torch.equal(clipped(values), values.clamp(0, 1))
     image = torch.zeros(1, 1, 2, 2)
-    found = Descent()(lambda x: torch.stack([0 * x[:, 0, 0, 0], x[:, 0, 1, 1] - 0.2], 1), {0: image}, [(0, 1)], **ONCE)
-    assert found.reached.all()
-    assert found.norms[0] == pytest.approx(0.2, rel=0.03)
+    result = Descent()(lambda x: torch.stack([0 * x[:, 0, 0, 0], x[:, 0, 1, 1] - 0.2], 1), {0: image}, [(0, 1)], **ONCE)
+    assert result.reached.all()
+    assert result.norms[0] == pytest.approx(0.2, rel=0.03)
 
 
 def test_a_perturbation_sends_the_share_that_is_reported(data):
     model = Planted([SOURCE])
-    found = sought(model, data, share=0.75)
-    assert found.reached.all()
-    assert (found.shares >= 0.75).all()
+    result = sought(model, data, share=0.75)
+    assert result.reached.all()
+    assert (result.shares >= 0.75).all()
     for row, (s, t) in enumerate(permutations(range(CLASSES), 2)):
-        moved = data.images[data.labels == s] / np.float32(255) + found.patterns[row]
+        moved = data.images[data.labels == s] / np.float32(255) + result.patterns[row]
         decided = model.eval()(torch.tensor(moved).clamp(0, 1)).argmax(1)
-        assert float((decided == t).float().mean()) == pytest.approx(found.shares[row])
+        assert float((decided == t).float().mean()) == pytest.approx(result.shares[row])
 
 
 def test_neither_the_batches_nor_the_scale_of_the_logits_matter(data):
@@ -166,9 +166,9 @@ def test_the_norm_of_a_random_direction_is_the_smallest_along_it(seed, reached):
     """A network that sees one pixel alone changes its decision when that pixel reaches 0.25, in whatever direction."""
     model = OnePixel()
     image = torch.zeros(1, 1, SIZE, SIZE)
-    found = RandomDirection(steps=40, last_pace=1e-3)(model, {0: image}, [(0, 1)], **(ONCE | {"seed": seed}))
-    assert found.reached[0] == reached
-    pixel = found.patterns[0].ravel()[PIXEL]
+    result = RandomDirection(steps=40, last_pace=1e-3)(model, {0: image}, [(0, 1)], **(ONCE | {"seed": seed}))
+    assert result.reached[0] == reached
+    pixel = result.patterns[0].ravel()[PIXEL]
     assert pixel == pytest.approx(0.25, rel=1e-2) if reached else pixel < 0.25
 
 

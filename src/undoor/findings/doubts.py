@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 
 LEARNED_SHARE = 0.9
-"""If the network decides fewer than this share of the images as they are labelled, this is the only doubt reported.
-
-Everything else follows from it.
-"""
+"""If the network decides fewer than this share of the images as they are labelled, no other doubt is reported, because
+all others would follow from it."""
 
 SMALLEST_CLUSTER = 10
 """Smaller clusters are not reported: among so few images a large share of changes is no evidence."""

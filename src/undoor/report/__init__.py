@@ -7,15 +7,6 @@ from undoor.report.pruned import render_pruned, write_pruned
 from undoor.report.result import Axis, render_result
 
 __all__ = [
-    "Axis",
-    "render_checked",
-    "render_findings",
-    "render_inspection",
-    "render_pruned",
-    "render_result",
-    "rewrite_report",
-    "write_checked",
-    "write_findings",
-    "write_inspection",
-    "write_pruned",
-]
+    "Axis", "render_checked", "render_findings", "render_inspection", "render_pruned", "render_result",
+    "rewrite_report", "write_checked", "write_findings", "write_inspection", "write_pruned",
+]  # fmt: skip

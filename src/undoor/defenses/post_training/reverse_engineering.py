@@ -18,15 +18,7 @@ from numpy.typing import NDArray
 from undoor.data.dataset import Dataset
 from undoor.defenses.post_training.gamma_null import Inference, Rule, infer
 from undoor.defenses.post_training.inspection import PAIR_COLUMNS, Inspection
-from undoor.defenses.post_training.perturbations import (
-    Descent,
-    Forward,
-    Images,
-    OnPair,
-    Pair,
-    Perturbations,
-    RandomDirection,
-)
+from undoor.defenses.post_training.perturbations import Descent, OnPair, Pair, Perturbations, RandomDirection
 from undoor.errors import UndoorError
 from undoor.findings.provenance import Provenance
 from undoor.networks.classifier import BATCH_SIZE, Classifier
@@ -129,15 +121,20 @@ class ReverseEngineering:
         names = tuple(class_names[label] for label in images)
         with classifier.frozen() as forward:
             scaled = {label: classifier.scale(images_of_class) for label, images_of_class in images.items()}
-            _require_logits(forward, scaled, len(class_names))
-            pairs = list(permutations(images, 2))
-            found = self.search(
-                forward, scaled, pairs, share=self.share, batch_size=self.batch_size, seed=self.seed, on_pair=on_pair
-            )
+            logits = forward(next(iter(scaled.values()))[:1])
+            if logits.shape[1] != len(class_names):
+                raise UndoorError(
+                    f"the model tells {logits.shape[1]} classes apart, the data set has {len(class_names)}; "
+                    "take a model that was trained for these classes"
+                )
+            perturbations = self.search(
+                forward, scaled, list(permutations(images, 2)),
+                share=self.share, batch_size=self.batch_size, seed=self.seed, on_pair=on_pair,
+            )  # fmt: skip
         sought = time.perf_counter()
-        pairs = list(permutations(range(len(names)), 2))  # by their rows in the matrix r, in the same order
+        pairs = list(permutations(range(len(names)), 2))  # the same pairs, as rows and columns of r
         r = np.full((len(names), len(names)), np.nan)
-        r[tuple(np.transpose(pairs))] = 1 / found.norms
+        r[tuple(np.transpose(pairs))] = 1 / perturbations.norms
         inferences: dict[Rule, Inference] = {rule: infer(r, rule) for rule in ("A", "B")}
         settings = {name: value for name, value in asdict(self).items() if name not in ("seed", "batch_size")}
         settings["search"] = {"method": type(self.search).__name__, **settings["search"]}
@@ -149,8 +146,8 @@ class ReverseEngineering:
                 seed=self.seed,
                 seconds={"perturbations": sought - begun, "inference": time.perf_counter() - sought},
             ),
-            pairs=self._table(pairs, found, inferences[self.rule], names),
-            perturbations=found.patterns,
+            pairs=self._table(pairs, perturbations, inferences[self.rule], names),
+            perturbations=perturbations.patterns,
             examples=np.stack([images_of_class[0] for images_of_class in images.values()]),
             inferences=inferences, rule=self.rule, level=self.level, class_names=names,
             images=dict(zip(names, map(len, images.values()), strict=True)),
@@ -174,11 +171,12 @@ class ReverseEngineering:
         return chosen
 
     def _table(
-        self, pairs: Sequence[Pair], found: Perturbations, inference: Inference, names: Sequence[str]
+        self, pairs: Sequence[Pair], perturbations: Perturbations, inference: Inference, names: Sequence[str]
     ) -> pd.DataFrame:
         """Return one row a pair.
 
-        If a backdoor is detected, the closest pair is detected, and so are others as unusual; by rule B, of its target.
+        If a backdoor is detected, the closest pair is, and so is every other pair (by rule B, of its target) whose own
+        p is at most the level.
         """
         p = inference.by_pair[tuple(np.transpose(pairs))]
         closest = np.array([pair == inference.pair for pair in pairs])
@@ -186,22 +184,12 @@ class ReverseEngineering:
         columns = (
             [names[source] for source, _ in pairs],
             [names[target] for _, target in pairs],
-            found.norms,
-            found.shares,
-            1 / found.norms,
-            found.reached,
-            found.steps,
+            perturbations.norms,
+            perturbations.shares,
+            1 / perturbations.norms,
+            perturbations.reached,
+            perturbations.steps,
             p,
             (closest | (candidates & (p <= self.level))) & (inference.p <= self.level),
         )
         return pd.DataFrame(dict(zip(PAIR_COLUMNS, columns, strict=True)))
-
-
-def _require_logits(forward: Forward, images: Images, classes: int) -> None:
-    """Raise unless the network returns a logit for each class."""
-    logits = forward(next(iter(images.values()))[:1]).shape[1]
-    if logits != classes:
-        raise UndoorError(
-            f"the model tells {logits} classes apart, the data set has {classes}; "
-            "take a model that was trained for these classes"
-        )
