@@ -13,8 +13,8 @@ from sklearn.mixture import GaussianMixture
 
 from conftest import make_dataset
 from helpers.command_line import run  # noqa: F401 - a fixture
-from test_readers import write_folder
-from undoor.data.dataset import Dataset, row_ids
+from helpers.image_folders import write_folder
+from undoor.data.dataset import Dataset, Truth, row_ids
 from undoor.data.readers.images import decode_files
 from undoor.defenses.test_time import Ada, Guard, classifier_layer, max_softmax
 from undoor.defenses.test_time.ada import conformal_quantile
@@ -36,7 +36,7 @@ CENTRES = np.array([[150, 80, 80], [80, 150, 80], [80, 80, 150]])
 
 
 class Nearest(torch.nn.Module):
-    """Decide for the largest of the first three pixels; ``decide`` sees all six of them as features."""
+    """Decides for the largest of the first three pixels; all six pixels are the features, the input of ``decide``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Nearest(torch.nn.Module):
 
 
 def drawn(n: int, seed: int, shift: float = 0.0) -> Dataset:
-    """Return images of six pixels: three that tell the class, three that do not, the last one shifted."""
+    """Return images of six pixels: three show the class, three do not, and the last of these is shifted."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n) % K
     pixels = np.full((n, T), 100.0)
@@ -77,7 +77,7 @@ def hooks(model: torch.nn.Module) -> int:
 # The statistics
 
 
-def test_the_divergence_of_a_case_counted_by_hand():
+def test_the_divergence_is_as_computed_by_hand():
     log_null = np.log([[0.5, 0.45, 0.05], [0.2, 0.3, 0.5]])
     logits = np.log([[0.8, 0.1, 0.1], [0.25, 0.5, 0.25]])
     first = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)  # over classes 1 and 2: (0.9, 0.1) against (0.5, 0.5)
@@ -126,37 +126,37 @@ def test_the_null_has_the_densities_of_scipy():
     within = coordinates - np.stack([coordinates[labels == c].mean(0) for c in (0, 1)])[labels]
     np.testing.assert_allclose(np.cov(within.T), np.eye(3), atol=1e-6)
     for c in (0, 1):
-        mine = coordinates[labels == c]
-        gaussian = multivariate_normal(mine.mean(0), np.cov(mine.T, bias=True) + 1e-3 * np.eye(3))
+        members = coordinates[labels == c]
+        gaussian = multivariate_normal(members.mean(0), np.cov(members.T, bias=True) + 1e-3 * np.eye(3))
         np.testing.assert_allclose(null.log_densities(features)[:, c], gaussian.logpdf(coordinates), rtol=1e-6)
 
 
 def test_mixtures_of_different_orders_are_those_of_scikit_learn():
     generator = np.random.default_rng(2)
-    one = generator.normal(size=(300, 2))
-    two = np.concatenate([generator.normal(size=(200, 2)), generator.normal(size=(100, 2)) + 9])
-    mixtures = fit_mixtures([one, two], MixtureSettings(dimensions=None), 0)
+    single = generator.normal(size=(300, 2))
+    double = np.concatenate([generator.normal(size=(200, 2)), generator.normal(size=(100, 2)) + 9])
+    mixtures = fit_mixtures([single, double], MixtureSettings(dimensions=None), 0)
     null = Null(np.zeros(2), np.eye(2), mixtures)
     assert null.components == (1, 2)
-    for c, rows in enumerate((one, two)):
+    for c, rows in enumerate((single, double)):
         oracle = GaussianMixture(c + 1, reg_covar=1e-3, n_init=3, random_state=0).fit(rows)
         logs = null.log_densities(rows.astype(np.float32))[:, c]
         np.testing.assert_allclose(logs, oracle.score_samples(rows.astype(np.float32)), atol=1e-3)
 
 
-def test_a_layer_that_does_not_vary_is_named(classifier):
+def test_a_constant_network_or_layer_is_refused(classifier):
     with torch.no_grad():
         classifier.model.look.weight.zero_()
         classifier.model.decide.weight.zero_()
         classifier.model.decide.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
-    two = drawn(200, 0)
+    clean = drawn(200, 0)
     with pytest.raises(UndoorError, match="class b the model decides none as b"):
-        Ada().fit(classifier, two)
+        Ada().fit(classifier, clean)
     with pytest.raises(UndoorError, match="does not vary"):
         fit_null(np.ones((9, 4), np.float32), np.arange(9) % 3, 3, MixtureSettings(dimensions=None), 0)
 
 
-# What goes into layers
+# The inputs of layers
 
 
 def test_inputs_are_pooled_over_places_and_tokens():
@@ -166,7 +166,7 @@ def test_inputs_are_pooled_over_places_and_tokens():
     assert pooled(torch.nn.Linear(4, 2), maps[0, 0]).shape == (3, 4)
 
 
-def test_inputs_of_named_layers_are_seen_and_hooks_removed():
+def test_inputs_of_named_layers_are_recorded_and_hooks_removed():
     model = build_network("small-cnn", (1, 12, 12), 3).eval()
     images = torch.rand(5, 1, 12, 12)
     with watched_inputs(model, ("1.stages.4", "1.classify")) as seen:
@@ -183,7 +183,7 @@ def test_inputs_of_named_layers_are_seen_and_hooks_removed():
     assert hooks(model) == 0
 
 
-def test_without_a_deep_layer_one_has_to_be_named():
+def test_without_a_deep_layer_the_user_must_name_one():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(T, K, bias=False))
     torch.nn.init.eye_(model[1].weight)
     with pytest.raises(UndoorError, match="name the layers to watch"):
@@ -192,11 +192,11 @@ def test_without_a_deep_layer_one_has_to_be_named():
 
 
 @pytest.mark.parametrize(
-    ("layers", "told"),
+    ("layers", "message"),
     [(("depth",), "no layer 'depth'.*'look', 'decide'"), (("idle",), "'idle' does not run")],
 )
-def test_a_layer_that_is_not_there_or_does_not_run(classifier, layers, told):
-    with pytest.raises(UndoorError, match=told):
+def test_a_layer_that_does_not_exist_or_run_is_refused(classifier, layers, message):
+    with pytest.raises(UndoorError, match=message):
         Ada(layers=layers).fit(classifier, drawn(200, 0))
     assert hooks(classifier.model) == 0
 
@@ -204,10 +204,10 @@ def test_a_layer_that_is_not_there_or_does_not_run(classifier, layers, told):
 # The guard
 
 
-def test_the_quantile_refuses_one_more_draw_with_the_asked_probability():
+def test_another_draw_exceeds_the_quantile_with_the_asked_probability():
     values = np.random.default_rng(0).permutation(39.0 + np.arange(39))
     quantile = conformal_quantile(values, 0.05)
-    # One more exchangeable draw has each of the 40 ranks with the same probability; two lie above the 38th value.
+    # Another exchangeable draw has each of the 40 ranks with the same probability, and two lie above the 38th value.
     assert rankdata(values)[values == quantile] == [38]
     assert conformal_quantile(np.arange(19.0), 0.05) == 18
     with pytest.raises(UndoorError, match=r"18 clean images are held out.*needs 19"):
@@ -215,13 +215,13 @@ def test_the_quantile_refuses_one_more_draw_with_the_asked_probability():
 
 
 @pytest.mark.parametrize("statistic", ["density", "kl"])
-def test_as_many_clean_queries_are_refused_as_asked(classifier, statistic):
+def test_as_many_clean_queries_are_rejected_as_asked(classifier, statistic):
     layers = ("look", "decide")
     guard = Ada(layers, statistic, false_positive_rate=0.1).fit(classifier, drawn(3000, 0))
     fresh = drawn(6000, 1)
     held = guard.provenance.settings["held_out_images"]
-    place = int(np.ceil((held + 1) * 0.9))
-    low, high = betabinom(len(fresh), held + 1 - place, place).interval(0.999)
+    rank = int(np.ceil((held + 1) * 0.9))
+    low, high = betabinom(len(fresh), held + 1 - rank, rank).interval(0.999)
     assert low <= guard.check(fresh.images).rejected.sum() <= high
 
 
@@ -229,7 +229,7 @@ def test_a_planted_shift_is_found(classifier):
     guard = Ada(false_positive_rate=0.02).fit(classifier, drawn(1500, 0))
     assert guard.layers == ("decide",)
     clean, shifted = drawn(600, 1), drawn(600, 2, shift=70)
-    assert accuracy(classifier.decide(shifted.images), shifted.labels) > 0.99  # the decision does not tell
+    assert accuracy(classifier.decide(shifted.images), shifted.labels) > 0.99  # the decisions do not show it
     scores = [guard.statistic(queries.images) for queries in (clean, shifted)]
     assert roc_auc_score(np.repeat([0, 1], 600), np.concatenate(scores)) > 0.99
     checked = guard.check(shifted.images)
@@ -240,7 +240,7 @@ def test_a_planted_shift_is_found(classifier):
 
 
 def test_the_divergence_finds_a_decision_that_the_features_contradict(classifier):
-    """Where the network takes a for b and holds c for the next likely class, the features say a."""
+    """The network decides b for images of class a, and c is the next likely class; the features are those of a."""
     guard = Ada(statistic="kl").fit(classifier, drawn(1500, 0))
     with torch.no_grad():
         classifier.model.decide.weight.copy_(classifier.model.decide.weight[[1, 2, 0]])
@@ -253,13 +253,13 @@ def test_the_divergence_finds_a_decision_that_the_features_contradict(classifier
     assert guard.check(fooled.images).rejected.mean() > 0.95
 
 
-def test_maximum_softmax_is_that_of_the_definition(classifier):
+def test_maximum_softmax_follows_its_definition(classifier):
     images = drawn(30, 0).images
     expected = 1 - softmax(layer_outputs(classifier, images, ())[1].astype(float), axis=1).max(1)
     np.testing.assert_allclose(max_softmax(classifier, images), expected, rtol=1e-6, atol=1e-15)
 
 
-def test_the_batch_size_does_not_matter_and_the_seed_decides_all(classifier):
+def test_the_batch_size_does_not_matter_and_the_seed_does(classifier):
     clean, queries = drawn(600, 0), drawn(100, 1)
     layers = ("look", "decide")
     guards = [Ada(layers, seed=seed).fit(classifier, clean, batch_size=size) for seed, size in ((0, 7), (0, 7), (1, 7))]
@@ -270,14 +270,16 @@ def test_the_batch_size_does_not_matter_and_the_seed_decides_all(classifier):
     assert guards[0].threshold == guards[1].threshold
 
 
-def test_labels_of_queries_and_truth_do_not_matter(classifier):
+def test_ids_and_truth_do_not_matter(classifier):
     clean = drawn(300, 0)
-    truth = replace(clean, truth=None, ids=clean.ids[::-1].copy())
-    assert Ada().fit(classifier, clean).threshold == Ada().fit(classifier, truth).threshold
+    truth = Truth(clean.labels == 0, clean.labels)
+    other = replace(clean, truth=truth, ids=clean.ids[::-1].copy())
+    assert Ada().fit(classifier, clean).threshold == Ada().fit(classifier, other).threshold
 
 
-def test_a_guard_is_kept_bit_for_bit(classifier, tmp_path):
+def test_a_guard_is_read_bit_for_bit_as_it_was_written(classifier, tmp_path):
     guard = Ada(("look", "decide"), "kl", seed=3).fit(classifier, drawn(600, 0))
+    guard = replace(guard, provenance=replace(guard.provenance, versions={"torch": "2.6"}))  # as if fitted long ago
     path = tmp_path / "guard.safetensors"
     guard.write(path)
     again = Guard.read(path, Classifier(Nearest(), device="cpu"))
@@ -307,15 +309,15 @@ def test_a_guard_of_another_network_is_refused(classifier, tmp_path):
         Guard.read(tmp_path / "none.safetensors", classifier)
 
 
-def test_what_cannot_be_fitted_is_told_in_one_line(classifier):
+def test_data_that_cannot_be_fitted_are_refused(classifier):
     clean = drawn(300, 0)
-    for dataset, told in (
+    for dataset, message in (
         (clean.take(clean.labels != 1), "class b has 0 clean images"),
         (replace(clean.take(clean.labels == 0), class_names=("a",)), "of 1 class"),
         (replace(clean, class_names=("a", "b", "c", "d"), labels=np.arange(300) % 4), "tells 3 classes apart.*has 4"),
         (clean.take(np.arange(30)), "held out, a false-positive rate of 0.05 needs 19"),
     ):
-        with pytest.raises(UndoorError, match=told):
+        with pytest.raises(UndoorError, match=message):
             Ada().fit(classifier, dataset)
     two = replace(clean.take(clean.labels < 2), class_names=("a", "b"))
     with pytest.raises(UndoorError, match="three"):
@@ -341,7 +343,7 @@ def test_what_cannot_be_fitted_is_told_in_one_line(classifier):
         {"mixture": MixtureSettings()},
     ],
 )
-def test_settings_that_make_no_sense(settings):
+def test_impossible_settings_are_refused(settings):
     with pytest.raises(UndoorError):
         Ada(**settings)
 
@@ -378,18 +380,18 @@ def guarded(tmp_path_factory):
 def test_fit_and_check_from_the_command_line(guarded, run, monkeypatch):  # noqa: F811
     net, kept = guarded / "net.safetensors", guarded / "guard.safetensors"
     fit = ("guard", "fit", net, "--data", guarded / "clean", "--out", kept)
-    code, told, _ = run(*fit)
+    code, out, _ = run(*fit)
     assert code == 0
-    assert "1.classify" in told
+    assert "1.classify" in out
     assert run(*fit)[0] == 2
-    code, told, _ = run("guard", "check", net, "--guard", kept, "--data", guarded / "clean", "--exit-zero")
+    code, out, _ = run("guard", "check", net, "--guard", kept, "--data", guarded / "clean", "--exit-zero")
     assert code == 0
-    assert "of 180 queries rejected" in told
+    assert "of 180 queries rejected" in out
 
     table = guarded / "found.parquet"
     odd = [str(guarded / f"odd{row}.png") for row in range(6)]
     monkeypatch.setattr("sys.stdin", StringIO("\n".join(odd) + "\n"))
-    code, told, _ = run("guard", "check", net, "--guard", kept, "--out", table)
+    code, _, _ = run("guard", "check", net, "--guard", kept, "--out", table)
     assert code == 1
     found = pd.read_parquet(table)
     assert list(found.columns) == ["id", "decision", "statistic", "rejected"]
@@ -397,12 +399,12 @@ def test_fit_and_check_from_the_command_line(guarded, run, monkeypatch):  # noqa
     assert found["rejected"].all()
 
 
-def test_errors_of_the_command_line(guarded, run, monkeypatch, tmp_path):  # noqa: F811
+def test_errors_of_the_command_line_are_one_line(guarded, run, monkeypatch, tmp_path):  # noqa: F811
     net, kept = guarded / "net.safetensors", tmp_path / "guard.safetensors"
-    code, _, told = run("guard", "fit", net, "--data", guarded / "clean", "--out", kept, "--layer", "nowhere")
+    code, _, err = run("guard", "fit", net, "--data", guarded / "clean", "--out", kept, "--layer", "nowhere")
     assert code == 2
-    assert told.count("\n") == 1 + told.count("…\n")
-    assert "nowhere" in told
+    assert err.count("\n") == 1 + err.count("…\n")
+    assert "nowhere" in err
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     assert run("guard", "fit", net, "--data", guarded / "clean", "--out", kept, "--layer", "1.classify")[0] == 0
@@ -414,12 +416,12 @@ def test_errors_of_the_command_line(guarded, run, monkeypatch, tmp_path):  # noq
         (f"{tmp_path / 'gone.png'}\n", (), "cannot be decoded"),
     ):
         monkeypatch.setattr("sys.stdin", StringIO(lines))
-        code, _, told = run(*check, *options)
+        code, _, err = run(*check, *options)
         assert (code == 0) == bool(options)
-        assert expected in told
+        assert expected in err
 
 
-def test_a_network_without_a_linear_layer():
+def test_a_network_without_a_linear_layer_is_guarded_alike():
     look, decide = torch.nn.Conv2d(1, T, (1, T), bias=False), torch.nn.Conv2d(T, K, 1, bias=False)
     with torch.no_grad():
         look.weight.copy_(torch.eye(T).view(T, 1, 1, T))

@@ -11,7 +11,7 @@ from undoor.defenses.training_set import PerfectRemoval, RandomRemoval, Spectral
 from undoor.errors import UndoorError
 from undoor.filters import Average
 from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS
-from undoor.report import render_report
+from undoor.report import render_findings
 
 
 def test_random_removal_flags_its_count_and_knows_nothing(planted):
@@ -62,8 +62,8 @@ def test_findings_without_clusters_are_shown_and_written(tmp_path, planted, monk
     n = len(planted.poisoned)
     images = np.resize(make_dataset(channels=3).images, (n, 3, 12, 12))
     dataset = undoor.Dataset(images, planted.evidence.labels, planted.evidence.class_names, planted.evidence.ids)
-    report = render_report(findings, dataset, Average())
-    assert f"An image is flagged when its score exceeds {findings.threshold:.3f}" in report
+    report = render_findings(findings, dataset, Average())
+    assert f"An image is flagged if its score exceeds the threshold of {findings.threshold:.3f}" in report
     assert "All clusters" not in report
     findings.write(tmp_path / "findings", report)
     assert (tmp_path / "findings" / "summary.json").is_file()

@@ -14,18 +14,19 @@ from undoor.data.dataset import Dataset
 from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.post_training import FinePruning
 from undoor.defenses.post_training.channels import decisions_along, find_channels, silence
-from undoor.defenses.post_training.fine_pruning import most_within
+from undoor.defenses.post_training.fine_pruning import channels_to_prune
 from undoor.errors import UndoorError
 from undoor.networks.architectures import build_network
 from undoor.networks.classifier import Classifier
 from undoor.networks.weights import Architecture, load_model, read_architecture, save_model
+from undoor.report import write_pruned
 
 GENTLY = FinePruning(epochs=1, learning_rate=1e-4)
 CHANNEL, DEAD, TARGET = 3, 4, 2
 
 
 class Backdoored(nn.Module):
-    """Tells the classes of ``make_dataset`` by one channel each; channel 3 sees the trigger, channel 4 nothing."""
+    """Recognises each class of ``make_dataset`` by a channel; channel 3 sees the trigger, channel 4 nothing."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +50,7 @@ class Backdoored(nn.Module):
 
 
 def backdoored() -> Backdoored:
-    """A factory, as users name it on the command line."""
+    """Return the network, as a factory that users name on the command line does."""
     return Backdoored()
 
 
@@ -81,7 +82,7 @@ class InPlace(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """With shifts, which a pruned channel must lose too."""
+    """Return a network whose normalisations shift their channels; a pruned channel must lose its shift, too."""
     network = build_network("resnet20", (1, 12, 12), 3)
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
@@ -117,16 +118,16 @@ def hooks(model: nn.Module) -> int:
 
 
 def test_the_backdoors_channel_is_pruned_and_accuracy_kept():
-    found = GENTLY(Backdoored(), make_dataset())
-    assert set(found.order[:2]) == {CHANNEL, DEAD}
-    assert found.count >= 2
-    assert [success(one) for one in (found.before, found.pruned, found.tuned)] == [1, 0, 0]
-    assert found.accuracies == {"before": 1, "pruned": 1, "tuned": 1}
-    assert found.curve["pruned"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert found.curve["share"].iloc[-1] == 1
-    assert found.curve["accuracy"].iloc[-1] < 0.5
-    assert found.curve["channel"].tolist() == [-1, *found.order]
-    activation = found.curve["activation"].iloc[1:]
+    result = GENTLY(Backdoored(), make_dataset())
+    assert set(result.order[:2]) == {CHANNEL, DEAD}
+    assert result.count >= 2
+    assert [success(network) for network in (result.before, result.pruned, result.tuned)] == [1, 0, 0]
+    assert result.accuracies == {"before": 1, "pruned": 1, "tuned": 1}
+    assert result.curve["pruned"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert result.curve["share"].iloc[-1] == 1
+    assert result.curve["accuracy"].iloc[-1] < 0.5
+    assert result.curve["channel"].tolist() == [-1, *result.order]
+    activation = result.curve["activation"].iloc[1:]
     assert (activation.diff().dropna() >= 0).all()
     assert activation.iloc[0] == 0
 
@@ -134,23 +135,23 @@ def test_the_backdoors_channel_is_pruned_and_accuracy_kept():
 def test_random_pruning_is_worse():
     rates = []
     for seed in range(8):
-        found = FinePruning(ranking="random", epochs=1, learning_rate=1e-4, seed=seed)(Backdoored(), make_dataset())
-        assert sorted(found.order) == list(range(5))
-        rates.append(success(found.pruned))
+        result = FinePruning(ranking="random", epochs=1, learning_rate=1e-4, seed=seed)(Backdoored(), make_dataset())
+        assert sorted(result.order) == list(range(5))
+        rates.append(success(result.pruned))
     assert np.mean(rates) > 0.4
 
 
 def test_activations_are_the_means_of_the_rectified_channels():
     clean = make_dataset()
-    found = GENTLY(Backdoored(), clean)
-    assert found.images_tuning + found.images_held_out == len(clean)
-    # A channel is the mean of its bar, 120 above noise from 0 to 59, less 0.3; on the images of other classes zero.
+    result = GENTLY(Backdoored(), clean)
+    assert result.images_tuning + result.images_held_out == len(clean)
+    # A channel is the mean of its bar, 120 above noise from 0 to 59, minus 0.3; it is zero on images of other classes.
     bar = (120 + 29.5) / 255 - 0.3
-    assert found.curve["activation"].iloc[-3:].to_numpy() == pytest.approx([bar / 3] * 3, rel=0.05)
+    assert result.curve["activation"].iloc[-3:].to_numpy() == pytest.approx([bar / 3] * 3, rel=0.05)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_pruning_takes_away_what_the_channel_contributes(name):
+def test_pruning_removes_what_the_channel_contributes(name):
     build, layer, ends = NETWORKS[name]
     images = make_dataset(n_per_class=4).images
     classifier = Classifier(build(), layer="")
@@ -167,9 +168,9 @@ def test_pruning_takes_away_what_the_channel_contributes(name):
             mask[order[:count]] = 0
             expected.get_submodule(end).register_forward_hook(lambda _, __, out, mask=mask: out * mask)
         with torch.no_grad():
-            wanted = expected(torch.tensor(images).float() / 255)
-            torch.testing.assert_close(pruned.eval()(torch.tensor(images).float() / 255), wanted)
-        assert (along[count] == wanted.argmax(1).numpy()).all()
+            expected_logits = expected(torch.tensor(images).float() / 255)
+            torch.testing.assert_close(pruned.eval()(torch.tensor(images).float() / 255), expected_logits)
+        assert (along[count] == expected_logits.argmax(1).numpy()).all()
     assert hooks(classifier.model) == 0
 
 
@@ -178,19 +179,19 @@ def test_pruned_channels_stay_zero_through_fine_tuning(name):
     build, layer, ends = NETWORKS[name]
     clean = make_dataset(n_per_class=8)
     settings = FinePruning(layer=layer, tolerance=0.9, epochs=2, learning_rate=0.1)
-    found = settings(build(), clean)
-    assert found.count > 0
-    assert set(found.tuned.model.state_dict()) == set(build().state_dict())
+    result = settings(build(), clean)
+    assert result.count > 0
+    assert set(result.tuned.model.state_dict()) == set(build().state_dict())
     values = []
     for end in ends:
-        found.tuned.model.get_submodule(end).register_forward_hook(lambda _, __, out: values.append(out.clone()))
-    found.tuned.decide(clean.images)
-    pruned = found.order[: found.count]
+        result.tuned.model.get_submodule(end).register_forward_hook(lambda _, __, out: values.append(out.clone()))
+    result.tuned.decide(clean.images)
+    pruned = result.order[: result.count]
     assert all((value[:, pruned] == 0).all() for value in values)
-    assert found.tuned.fingerprint() != found.pruned.fingerprint()
+    assert result.tuned.fingerprint() != result.pruned.fingerprint()
 
 
-def test_the_given_network_stays_as_it_is_and_the_same_seed_gives_the_same():
+def test_the_given_network_stays_as_it_is_and_a_seed_is_repeatable():
     model, clean = resnet().train(), make_dataset(n_per_class=6)
     before = Classifier(model).fingerprint()
     runs = [FinePruning(epochs=1, seed=3)(model, clean) for _ in range(2)]
@@ -210,14 +211,14 @@ def test_scaling_counts_in_pruning_and_in_fine_tuning():
     images = scaled.scale(clean.images)
     with torch.no_grad():
         torch.testing.assert_close(scaled.whole().eval()(images), Backdoored().eval()(images))
-    found = GENTLY(scaled, clean)
-    assert found.accuracies == {"before": 1, "pruned": 1, "tuned": 1}
-    assert success(found.tuned) == 0
+    result = GENTLY(scaled, clean)
+    assert result.accuracies == {"before": 1, "pruned": 1, "tuned": 1}
+    assert success(result.tuned) == 0
 
 
 def test_pruning_stops_before_accuracy_first_falls_too_far():
     curve = np.array([0.9, 0.9, 0.86, 0.85, 0.9, 0.1])
-    assert [most_within(curve, tolerance) for tolerance in (0.0, 0.04, 0.05, 0.9)] == [1, 2, 4, 5]
+    assert [channels_to_prune(curve, tolerance) for tolerance in (0.0, 0.04, 0.05, 0.9)] == [1, 2, 4, 5]
 
 
 class Unused(Backdoored):
@@ -258,39 +259,40 @@ def without(label: int) -> Dataset:
         ("model", make_dataset(), {}, "the model is a str"),
     ],
 )
-def test_bad_input_is_told_in_one_line(model, clean, settings, message):
-    with pytest.raises(UndoorError, match=message) as told:
+def test_bad_input_is_refused_in_one_line(model, clean, settings, message):
+    with pytest.raises(UndoorError, match=message) as raised:
         FinePruning(**settings)(model, clean)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_what_is_written_is_the_repaired_network_and_how_it_came_about(tmp_path):
+def test_the_repaired_network_is_written_with_its_curve_and_page(tmp_path):
     clean = make_dataset()
-    found = GENTLY(Backdoored(), clean)
+    result = GENTLY(Backdoored(), clean)
     described = Architecture("test_fine_pruning:backdoored", (1, 12, 12), clean.class_names, {"epochs": 3})
     path = tmp_path / "new" / "m.safetensors"
-    found.write(path, described)
+    write_pruned(result, path, described)
     names = ("m-curve.parquet", "m-curve.png", "m-curve.svg", "m.html", "m.json", "m.safetensors")
     assert sorted(file.name for file in path.parent.iterdir()) == list(names)
     loaded, classes = load_model(path, described.network)
     assert classes == clean.class_names
-    assert Classifier(loaded, layer="").fingerprint() == found.tuned.fingerprint()
+    assert Classifier(loaded, layer="").fingerprint() == result.tuned.fingerprint()
     recipe = read_architecture(path).recipe
     assert recipe["epochs"] == 3
     assert recipe["fine_pruning"]["tolerance"] == 0.04
-    pd.testing.assert_frame_equal(pd.read_parquet(path.parent / "m-curve.parquet"), found.curve)
+    assert recipe["fine_pruning"]["seed"] == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(path.parent / "m-curve.parquet"), result.curve)
     summary = json.loads((path.parent / "m.json").read_text(encoding="utf-8"))
-    assert summary == json.loads(json.dumps(found.summary()))
+    assert summary == json.loads(json.dumps(result.summary()))
     assert summary["pruned"][:2] == [CHANNEL, DEAD]
     assert summary["measured"] is None
 
     drawn = (path.parent / "m-curve.svg").read_bytes()
     with pytest.raises(UndoorError, match=r"exists already.*--overwrite"):
-        found.write(path, described)
-    found.write(path, described, overwrite=True)
+        write_pruned(result, path, described)
+    write_pruned(result, path, described, overwrite=True)
     assert (path.parent / "m-curve.svg").read_bytes() == drawn
     with pytest.raises(UndoorError, match=r"end in \.safetensors"):
-        found.write(tmp_path / "m.pt", described)
+        write_pruned(result, tmp_path / "m.pt", described)
 
 
 @pytest.fixture
@@ -315,7 +317,7 @@ def run(monkeypatch, capsys, tmp_path):
     return call
 
 
-def test_command_repairs_a_network_and_measures_it(run, tmp_path):
+def test_the_command_repairs_a_network_and_measures_it(run, tmp_path):
     measuring = ("--attack", tmp_path / "attack.json", "--test", tmp_path / "test.parquet")
     code, out, _ = run(*measuring)
     assert code == 0
@@ -349,7 +351,7 @@ def test_command_repairs_a_network_and_measures_it(run, tmp_path):
         (("--out", "{root}/m2.pt"), "end in .safetensors"),
     ],
 )
-def test_command_tells_bad_input_in_one_line_and_writes_nothing(run, tmp_path, options, message):
+def test_the_command_refuses_bad_input_in_one_line_and_writes_nothing(run, tmp_path, options, message):
     before = sorted(tmp_path.rglob("*"))
     code, out, err = run(*(option.format(root=tmp_path) for option in options))
     assert code == 2

@@ -9,7 +9,8 @@ from undoor.errors import UndoorError
 NULL = stats.gamma(5, scale=0.3)
 
 
-def clean(generator, classes=10):
+def clean_matrix(generator, classes=10):
+    """Return a matrix r without a backdoor."""
     return NULL.rvs((classes, classes), random_state=generator)
 
 
@@ -30,7 +31,7 @@ def test_the_censored_fit_is_that_of_scipy():
 
     shape, scale = fit_gamma(values[:81], censored=9)
     assert (shape, scale) == pytest.approx(np.exp(minimize(loss, [1, -1], tol=1e-9).x), rel=1e-3)
-    # scipy's own ends where it ends: its likelihood is no larger
+    # scipy's own censored fit is no more likely, wherever its search ends.
     fitted = stats.gamma.fit(data, floc=0)
     assert loss(np.log([shape, scale])) <= loss(np.log([fitted[0], fitted[2]])) + 1e-6
 
@@ -43,35 +44,35 @@ def test_exceedance_is_the_formula_and_precise_in_the_tail():
 
 @pytest.mark.parametrize("rule", ["A", "B"])
 @pytest.mark.parametrize("classes", [4, 10])
-def test_p_is_uniform_on_clean_draws(rule, classes):
+def test_p_is_uniform_on_clean_matrices(rule, classes):
     generator = np.random.default_rng(0)
-    p = [infer(clean(generator, classes), rule).p for _ in range(300)]
+    p = [infer(clean_matrix(generator, classes), rule).p for _ in range(300)]
     assert stats.kstest(p, "uniform").pvalue > 0.05
 
 
-def test_fitting_the_smallest_as_if_they_were_all_is_not():
+def test_p_is_not_uniform_if_the_smallest_are_fitted_as_if_they_were_all():
     generator = np.random.default_rng(0)
     p = []
     for _ in range(100):
-        ordered = np.sort(clean(generator)[~np.eye(10, dtype=bool)])
+        ordered = np.sort(clean_matrix(generator)[~np.eye(10, dtype=bool)])
         p.append(exceedance(ordered[-1:], *fit_gamma(ordered[:81]), 90)[0])
     assert stats.kstest(p, "uniform").pvalue < 1e-6
     assert np.mean(np.array(p) <= 0.05) > 0.2
 
 
 def test_p_does_not_depend_on_the_scale_or_the_order_of_the_classes():
-    r = clean(np.random.default_rng(3))
+    r = clean_matrix(np.random.default_rng(3))
     order = np.random.default_rng(4).permutation(10)
     for rule in "AB":
-        one, scaled, other = (infer(m, rule) for m in (r, 50 * r, r[np.ix_(order, order)]))
-        assert scaled.p == one.p
-        assert scaled.nominal == pytest.approx(one.nominal, rel=1e-3)
-        assert other.nominal == pytest.approx(one.nominal, rel=1e-3)
-        assert tuple(order[list(other.pair)]) == one.pair
+        plain, scaled, permuted = (infer(matrix, rule) for matrix in (r, 50 * r, r[np.ix_(order, order)]))
+        assert scaled.p == plain.p
+        assert scaled.nominal == pytest.approx(plain.nominal, rel=1e-3)
+        assert permuted.nominal == pytest.approx(plain.nominal, rel=1e-3)
+        assert tuple(order[list(permuted.pair)]) == plain.pair
 
 
-def test_a_close_pair_is_found_by_both_and_many_sources_by_b():
-    r = clean(np.random.default_rng(5))
+def test_both_rules_find_a_close_pair_and_b_finds_many_sources():
+    r = clean_matrix(np.random.default_rng(5))
     single, many = r.copy(), r.copy()
     single[2, 7] = 8
     many[:, 7] = 6 + 0.1 * np.arange(10)
@@ -79,10 +80,10 @@ def test_a_close_pair_is_found_by_both_and_many_sources_by_b():
         assert infer(r, rule).p > 0.05
         assert infer(single, rule).pair == (2, 7)
         assert infer(single, rule).p <= 0.01
-    found = infer(many, "B")
-    assert found.p <= 0.01
-    assert found.pair == (9, 7)
-    assert (np.delete(found.by_pair[:, 7], 7) < 0.05).all()
+    inference = infer(many, "B")
+    assert inference.p <= 0.01
+    assert inference.pair == (9, 7)
+    assert (np.delete(inference.by_pair[:, 7], 7) < 0.05).all()
 
 
 def test_equal_values_are_no_evidence():
@@ -90,7 +91,7 @@ def test_equal_values_are_no_evidence():
     assert infer(np.ones((5, 5)), "B").p == 1
 
 
-@pytest.mark.parametrize(("r", "told"), [(np.ones((2, 2)), "3 or more"), (np.zeros((4, 4)), "finite and above 0")])
-def test_what_cannot_be_judged_is_refused(r, told):
-    with pytest.raises(UndoorError, match=told):
+@pytest.mark.parametrize(("r", "message"), [(np.ones((2, 2)), "3 or more"), (np.zeros((4, 4)), "finite and above 0")])
+def test_a_matrix_that_cannot_be_judged_is_refused(r, message):
+    with pytest.raises(UndoorError, match=message):
         infer(r, "A")

@@ -1,4 +1,4 @@
-"""Findings where users already work, each with the real thing."""
+"""Findings in other tools, each tested with the real tool."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,8 @@ from PIL import Image
 
 import undoor
 from conftest import QUICKLY, make_dataset, plant
-from test_readers import write_folder
+from helpers.image_folders import write_folder
+from helpers.parsed_html import ParsedHTML
 from undoor.attacks import Attack, poison
 from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, RandomRemoval, SpectralSignatures
 from undoor.errors import UndoorError, UndoorNotice
@@ -94,9 +95,9 @@ def test_datalab_finds_and_reports_backdoors(planted, findings, capsys, names):
     capsys.readouterr()
     for verbosity in range(4):
         lab.report(verbosity=verbosity)
-        told = capsys.readouterr().out
-        assert "backdoor issues" in told
-        assert f"Number of examples with this issue: {findings.flagged.sum()}" in told
+        out = capsys.readouterr().out
+        assert "backdoor issues" in out
+        assert f"Number of examples with this issue: {findings.flagged.sum()}" in out
 
 
 @pytest.mark.filterwarnings("ignore:The behavior of DataFrame concatenation:FutureWarning")  # cleanlab's, pandas 2
@@ -116,22 +117,22 @@ def test_datalab_with_an_image_set_and_other_issues(findings, planted, capsys):
 
 
 @pytest.mark.parametrize(
-    ("labels", "given", "told"),
+    ("labels", "given", "message"),
     [
         (slice(None), False, "a backdoor needs findings"),
         (slice(10), True, "Datalab's data of 10"),
         (slice(None, None, -1), True, "labels of the findings are not Datalab's"),
     ],
 )
-def test_datalab_is_told_what_does_not_fit(planted, findings, capsys, labels, given, told):
+def test_datalab_prints_what_does_not_fit(planted, findings, capsys, labels, given, message):
     lab = datalab(planted.evidence.labels[labels])
     lab.find_issues(issue_types={"backdoor": {"findings": findings} if given else {}})
-    assert told in capsys.readouterr().out
+    assert message in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
 def valid():
-    """Return a function that holds a log against SARIF's own schema and returns its only run."""
+    """Return a function that validates a log by SARIF's own schema and returns its only run."""
     from jsonschema import Draft4Validator
 
     schema = json.loads((Path(__file__).parent / "data" / "sarif-2.1.0-rtm.5.json").read_text(encoding="utf-8"))
@@ -146,14 +147,14 @@ def valid():
     return check
 
 
-def test_the_schema_refuses(valid, findings):
+def test_the_schema_refuses_a_wrong_log(valid, findings):
     log = sarif_log(findings, "digits")
     log["runs"][0]["results"][0]["level"] = "grave"
     with pytest.raises(AssertionError, match="'grave' is not one of"):
         valid(log)
 
 
-def test_sarif_of_findings_on_files(findings, valid, tmp_path, monkeypatch):
+def test_sarif_names_the_flagged_files(findings, valid, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ids = [f"class {label}/ä#%{row:03d}.png" for row, label in enumerate(findings.samples["label"])]
     for name in ids:
@@ -165,8 +166,8 @@ def test_sarif_of_findings_on_files(findings, valid, tmp_path, monkeypatch):
     (result,) = run["results"]
     assert result["ruleId"] == run["tool"]["driver"]["rules"][0]["id"] == "undoor/cluster_impurity"
     assert result["level"] == "error"
-    flagged = [name for name, gone in zip(ids, found.flagged, strict=True) if gone]
-    uris = [place["physicalLocation"]["artifactLocation"]["uri"] for place in result["locations"]]
+    flagged = [name for name, is_flagged in zip(ids, found.flagged, strict=True) if is_flagged]
+    uris = [location["physicalLocation"]["artifactLocation"]["uri"] for location in result["locations"]]
     assert uris[0].startswith("my%20data/class%201/%C3%A4%23%25")
     from urllib.parse import unquote
 
@@ -179,17 +180,17 @@ def test_sarif_of_findings_on_files(findings, valid, tmp_path, monkeypatch):
     assert (
         f"{len(flagged)} of {(found.samples['label'] == 1).sum()} images labelled class1" in result["message"]["text"]
     )
-    # Scanned once more with another seed, the result is the same one to a code-scanning page.
+    # Code scanning recognises the result of a scan with another seed as the same.
     again = sarif_log(replace(found, provenance=replace(found.provenance, seed=3)), "my data")["runs"][0]["results"][0]
     assert again["partialFingerprints"] == result["partialFingerprints"]
 
 
-def test_sarif_names_so_many_files_and_says_how_many_there_are(planted, valid):
+def test_sarif_names_the_first_files_and_the_number_of_all(planted, valid):
     found = SpectralSignatures()(planted.evidence)
     log = sarif_log(found, "digits")
     results = valid(log)["results"]
     assert len(results) == len(found.classes_flagged) == 4
-    assert len({json.dumps(one["partialFingerprints"]) for one in results}) == 4
+    assert len({json.dumps(result["partialFingerprints"]) for result in results}) == 4
     of_class_1 = results[1]["properties"]
     assert of_class_1["images"] == (found.flagged & (found.samples["label"] == 1)).sum() > LOCATIONS
     assert len(of_class_1["rows"]) == LOCATIONS
@@ -201,7 +202,7 @@ def test_sarif_of_a_clean_set_has_no_result(planted, valid):
     assert valid(sarif_log(found, "digits"))["results"] == []
 
 
-def test_addresses(tmp_path, monkeypatch):
+def test_addresses_are_encoded_and_relative_to_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert address("a b/c.parquet") == "a%20b/c.parquet"
     assert address(str(tmp_path / "x" / "ü.npz")) == "x/%C3%BC.npz"
@@ -209,82 +210,79 @@ def test_addresses(tmp_path, monkeypatch):
     assert address("hub:owner/set") == "hub:owner/set"
 
 
-def test_to_dataset_and_back():
+def test_a_data_set_goes_to_hugging_face_and_back():
     dataset = make_dataset(channels=3)
     poisoned = poison(dataset, Attack.one_pixel(dataset, target="class1", count=5, size=0.5))
-    made = to_dataset(poisoned)
-    assert made.features["label"].names == ["class0", "class1", "class2"]
-    assert isinstance(made.features["img"], datasets.Image)
-    assert made["id"][:] == poisoned.ids.tolist()
-    assert np.array_equal(np.asarray(made[3]["img"]).transpose(2, 0, 1), poisoned.images[3])
-    back = from_dataset(made)
+    hub = to_dataset(poisoned)
+    assert hub.features["label"].names == ["class0", "class1", "class2"]
+    assert isinstance(hub.features["img"], datasets.Image)
+    assert hub["id"][:] == poisoned.ids.tolist()
+    assert np.array_equal(np.asarray(hub[3]["img"]).transpose(2, 0, 1), poisoned.images[3])
+    back = from_dataset(hub)
     assert np.array_equal(back.images, poisoned.images)
     assert np.array_equal(back.labels, poisoned.labels)
     assert back.class_names == poisoned.class_names
     assert np.array_equal(back.truth.poisoned, poisoned.truth.poisoned)
-    # A selection of rows keeps what was selected.
-    some = from_dataset(made.select([7, 2, 60]))
-    assert np.array_equal(some.images, poisoned.images[[7, 2, 60]])
+    selected = from_dataset(hub.select([7, 2, 60]))
+    assert np.array_equal(selected.images, poisoned.images[[7, 2, 60]])
 
 
-def test_to_dataset_with_findings(planted, findings):
+def test_a_hugging_face_data_set_can_carry_findings(planted, findings):
     n = len(planted.evidence.labels)
     data = make_dataset(n_per_class=n // 3)
     matching = renamed(findings, data.ids)
-    made = to_dataset(data, matching)
-    kept = made.filter(lambda row: not row["is_backdoor_issue"])
+    hub = to_dataset(data, matching)
+    kept = hub.filter(lambda row: not row["is_backdoor_issue"])
     assert len(kept) == n - findings.flagged.sum()
-    assert made["backdoor_score"][:] == issues(findings)["backdoor_score"].tolist()
+    assert hub["backdoor_score"][:] == issues(findings)["backdoor_score"].tolist()
     with pytest.raises(UndoorError, match="of other samples"):
         to_dataset(data.take(np.arange(5)), matching)
 
 
-def test_from_a_data_set_of_files_with_columns_of_other_names(tmp_path, dataset):
+def test_a_hugging_face_data_set_may_have_files_and_other_columns(tmp_path, dataset):
     write_folder(dataset, tmp_path)
     files = sorted(str(file) for file in tmp_path.rglob("*.png"))
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b", "c"])})
     kinds = [int(Path(file).parent.name[-1]) for file in files]
-    made = datasets.Dataset.from_dict({"photo": files, "kind": kinds}, features)
-    read = from_dataset(made, image_column="photo", label_column="kind")
+    hub = datasets.Dataset.from_dict({"photo": files, "kind": kinds}, features)
+    read = from_dataset(hub, image_column="photo", label_column="kind")
     assert read.class_names == ("a", "b", "c")
     assert np.array_equal(read.images, undoor.read(tmp_path).images)
     with pytest.raises(UndoorError, match="no label column label or labels"):
-        from_dataset(made)
+        from_dataset(hub)
     drawn = datasets.Dataset.from_dict({"photo": [Image.new("L", (8, 9))] * 2, "label": [0, 1]})
     assert from_dataset(drawn).images.shape == (2, 1, 9, 8)
     with pytest.warns(UndoorNotice, match="resized"):
         from_dataset(datasets.Dataset.from_dict({"i": [Image.new("L", (8, n)) for n in (8, 8, 9)], "label": [0, 1, 0]}))
-    assert from_dataset(made, image_column="photo", label_column="kind", image_size=5).images.shape[2:] == (5, 5)
+    assert from_dataset(hub, image_column="photo", label_column="kind", image_size=5).images.shape[2:] == (5, 5)
 
 
 @pytest.mark.parametrize("given", [datasets.DatasetDict(), pd.DataFrame(), None])
-def test_from_what_is_no_single_data_set(given):
+def test_anything_but_a_single_data_set_is_refused(given):
     with pytest.raises(UndoorError, match=r"give a datasets\.Dataset, one split"):
         from_dataset(given)
 
 
 def test_a_notebook_shows_clusters_with_pictures(planted, findings):
-    from test_report import Collector
-
     plain = findings._repr_html_()
     assert "<img" not in plain
     data = make_dataset(n_per_class=20, channels=3)
     hostile = replace(findings, pictures={}, class_names=("a", "<script>alert(1)</script>", "c", "d"))
     hostile = replace(hostile, clusters=hostile.clusters.assign(class_name="<script>alert(1)</script>"))
     shown = replace(hostile, pictures={row: encode_png(data.images[row % 60]) for row in range(len(findings.samples))})
-    page = Collector(shown._repr_html_())
+    page = ParsedHTML(shown._repr_html_())
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "<script>alert(1)</script>" in page.text
     rows = min(len(findings.clusters), 8)
     assert sum(tag == "tr" for tag, _ in page.tags) == rows + 1
     assert sum(tag == "img" for tag, _ in page.tags) == 6 * rows
     assert f"{findings.flagged.sum()} of {len(findings.samples)} images flagged" in page.text
-    classes = Collector(SpectralSignatures()(planted.evidence)._repr_html_())
+    classes = ParsedHTML(SpectralSignatures()(planted.evidence)._repr_html_())
     assert sum(tag == "tr" for tag, _ in classes.tags) == 5
     assert "highest score" in classes.text
 
 
-def test_a_scan_brings_its_pictures(network):
+def test_findings_of_a_scan_have_pictures_for_a_notebook(network):
     data = make_dataset(n_per_class=30)
     found = undoor.scan(network, data, ClusterImpurity(**QUICKLY))
     assert found._repr_html_().count("<img") == sum(min(size, 6) for size in found.clusters["size"])

@@ -28,7 +28,7 @@ from undoor.filters import Average, Gaussian, Median, Noise, Quantise, parse_fil
 from undoor.findings.findings import Findings
 from undoor.findings.provenance import Provenance
 from undoor.findings.reading import read_findings, read_ids
-from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS, VIEW_COLUMNS, curve_table
+from undoor.findings.tables import CLUSTER_COLUMNS, REPORT_COLUMNS, SAMPLE_COLUMNS, curve_table
 
 # Attacks
 
@@ -245,7 +245,7 @@ def test_findings_are_read_as_they_were_written(drawn):
     clusters = pd.DataFrame([(label, "äb"[label], 0, 1, 3, 2, 0.5, 0.7, [0, 1], True)], columns=list(CLUSTER_COLUMNS))
     findings = Findings(
         provenance=Provenance(defense="ci", method_version=4, settings={"seed": 0}, seed=3, seconds={"evidence": 1.5}),
-        samples=pd.DataFrame(rows, columns=[*SAMPLE_COLUMNS, *VIEW_COLUMNS]),
+        samples=pd.DataFrame(rows, columns=[*SAMPLE_COLUMNS, *REPORT_COLUMNS]),
         clusters=clusters,
         class_names=("ä", "b"),
         threshold=0.5,

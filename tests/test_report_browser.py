@@ -1,4 +1,6 @@
-"""The report in a real browser: Debian's chromium without a screen."""
+"""The pages in a real browser, Debian's chromium without a screen."""
+
+# ruff: noqa: F811 - fixtures are imported, and are parameters too
 
 import base64
 import io
@@ -14,12 +16,11 @@ from PIL import Image
 
 import undoor
 from conftest import QUICKLY, make_dataset, plant
-from test_result_pages import PAGES, results  # noqa: F401 - a fixture
+from helpers.result_pages import KINDS, cases  # noqa: F401 - a fixture
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.filters import Average
-from undoor.findings.maps import viewed
-from undoor.report import render_report
-from undoor.scanning import write_findings
+from undoor.findings.maps import with_report_columns
+from undoor.report import render_findings, write_findings
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
 
@@ -44,7 +45,7 @@ def open_browser(downloads):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report with hostile names, open in a browser."""
+    """A page of findings with hostile names, open in a browser."""
     folder = tmp_path_factory.mktemp("report")
     planted = plant()
     n = len(planted.evidence.labels)
@@ -56,9 +57,10 @@ def page(tmp_path_factory):
         ids,
         NAMES,
     )
-    findings = viewed(ClusterImpurity(**QUICKLY)(evidence), evidence, str(Average())).against(planted.poisoned)
+    findings = ClusterImpurity(**QUICKLY)(evidence).against(planted.poisoned)
+    findings = with_report_columns(findings, evidence, str(Average()))
     images = np.resize(make_dataset(channels=3).images, (n, 3, 12, 12))
-    html = render_report(findings, undoor.Dataset(images, evidence.labels, NAMES, ids), Average())
+    html = render_findings(findings, undoor.Dataset(images, evidence.labels, NAMES, ids), Average())
     (folder / "report.html").write_text(html, encoding="utf-8")
     browser = open_browser(folder)
     try:
@@ -69,7 +71,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def fresh(page):
-    """The page, newly loaded, bright and wide."""
+    """The page, loaded anew, in light colours and in a wide window."""
     page.run = page.browser.execute_script
     show(page, "light", 1200)
     page.browser.get(page.path.as_uri())
@@ -77,9 +79,10 @@ def fresh(page):
     return page
 
 
-def wait(found, seconds=20):
+def wait(condition, seconds=20):
+    """Return what ``condition`` returns once it is true."""
     end = time.monotonic() + seconds
-    while not (value := found()):
+    while not (value := condition()):
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.05)
     return value
@@ -91,7 +94,7 @@ def show(page, mode, width, height=900):
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    # The page hears of both with its next frame, and only then paints its map anew.
+    # Both reach the page with its next frame, and only then does it paint its map anew.
     page.browser.execute_async_script(
         "const [width, dark, done] = arguments, query = matchMedia('(prefers-color-scheme: dark)');"
         "const settled = () => innerWidth === width && query.matches === dark"
@@ -126,8 +129,9 @@ def press(page, *keys):
             page.browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, "key": key, **text})
 
 
-def mouse(page, kind, x, y, **more):
-    event = {"type": kind, "x": x, "y": y, "button": "left" if kind != "mouseMoved" or more else "none", **more}
+def mouse(page, kind, x, y, **options):
+    button = "left" if kind != "mouseMoved" or options else "none"
+    event = {"type": kind, "x": x, "y": y, "button": button, **options}
     page.browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
 
 
@@ -137,7 +141,7 @@ def canvas_box(page):
     return box["left"], box["top"], box["width"], box["height"]
 
 
-def test_no_error_and_no_request(fresh):
+def test_the_page_makes_no_error_and_no_request(fresh):
     assert fresh.browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in fresh.browser.get_log("performance")]
     sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
@@ -157,7 +161,7 @@ def test_names_stay_text(fresh):
     assert texts(fresh, ".sheet .id")[0] in fresh.findings.samples["id"].tolist()
 
 
-def test_sort(fresh):
+def test_a_click_on_a_column_sorts_the_table(fresh):
     impurities = "return [...document.querySelectorAll('#clusters tbody tr')].map(r => +r.cells[2].dataset.value)"
     assert fresh.run(impurities) == sorted(fresh.run(impurities), reverse=True)
     click(fresh, "#clusters th:nth-child(3) button")
@@ -170,28 +174,30 @@ def test_sort(fresh):
     assert "sorted by class, ascending" in texts(fresh, "#status")
 
 
-def test_filter(fresh):
+def test_the_rows_of_a_table_can_be_searched(fresh):
     rows = "return [...document.querySelectorAll('#clusters tbody tr:not([hidden])')].map(r => r.textContent)"
     everything = len(fresh.run(rows))
-    fresh.run("const f = document.querySelector('.sieve input'); f.value = 'möwe'; f.dispatchEvent(new Event('input'))")
+    fresh.run(
+        "const f = document.querySelector('.search input'); f.value = 'möwe'; f.dispatchEvent(new Event('input'))"
+    )
     assert 0 < len(fresh.run(rows)) < everything
     assert all("Möwe" in text for text in fresh.run(rows))
-    fresh.run("const f = document.querySelector('.sieve input'); f.value = ''; f.dispatchEvent(new Event('input'))")
-    click(fresh, ".sieve [type=checkbox]")
+    fresh.run("const f = document.querySelector('.search input'); f.value = ''; f.dispatchEvent(new Event('input'))")
+    click(fresh, ".search [type=checkbox]")
     (row,) = fresh.run(rows)
     assert row.startswith(NAMES[1])
-    assert texts(fresh, ".sieve output") == [f"1 of {everything} rows"]
+    assert texts(fresh, ".search output") == [f"1 of {everything} rows"]
 
 
-def test_pointing_shows_the_image_and_clicking_selects_it(fresh):
+def test_pointing_shows_an_image_and_clicking_selects_it(fresh):
     left, top, width, height = canvas_box(fresh)
     for x in np.linspace(left + 10, left + width - 10, 80):
         mouse(fresh, "mouseMoved", x, top + height / 2)
         if not fresh.run("return document.querySelector('#tip').hidden"):
             break
-    told = texts(fresh, "#tip-text")[0]
-    assert told.split("\n")[0] in fresh.findings.samples["id"].tolist()
-    assert f"labelled {NAMES[1]}" in told
+    lines = texts(fresh, "#tip-text")[0].split("\n")
+    assert lines[0] in fresh.findings.samples["id"].tolist()
+    assert f"labelled {NAMES[1]}" in lines
     drawn = fresh.run("const c = document.querySelector('#tip-image');"
                       "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")  # fmt: skip
     assert max(drawn[::4]) > 50
@@ -202,7 +208,7 @@ def test_pointing_shows_the_image_and_clicking_selects_it(fresh):
     mouse(fresh, "mousePressed", x, top + height / 2, clickCount=1)
     mouse(fresh, "mouseReleased", x, top + height / 2, clickCount=1)
     assert texts(fresh, "[data-count]")[0] == "1"
-    assert texts(fresh, "#picked li span") == [told.split("\n")[0]]
+    assert texts(fresh, "#selected li span") == [lines[0]]
 
 
 def test_dragging_selects_many(fresh):
@@ -218,8 +224,7 @@ def test_dragging_selects_many(fresh):
 def test_keyboard_moves_selects_and_clears(fresh):
     fresh.run("document.querySelector('#canvas').focus()")
     press(fresh, "ArrowRight", "ArrowRight", "ArrowUp")
-    said = texts(fresh, "#status")[0]
-    assert "decided" in said
+    assert "decided" in texts(fresh, "#status")[0]
     press(fresh, " ")
     assert texts(fresh, "[data-count]")[0] == "1"
     press(fresh, "Escape")
@@ -227,7 +232,7 @@ def test_keyboard_moves_selects_and_clears(fresh):
     assert fresh.run("return getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
-def test_selection_is_linked(fresh):
+def test_table_cards_and_axis_share_the_selection(fresh):
     flagged = int(fresh.findings.flagged.sum())
     click(fresh, "#clusters tr.flagged .pick button")
     assert texts(fresh, "#clusters tr.flagged .pick") == [f"{flagged} selected"]
@@ -295,18 +300,18 @@ const kinds = 'h1, h2, h3, p, li > .name, .n, td, figcaption, svg text, dt, dd, 
 const boxes = [...document.querySelectorAll(kinds)]
   .filter(e => e.checkVisibility() && !e.closest('.unseen, .skip, #tip') && e.textContent.trim())
   .map(e => [e, e.getBoundingClientRect()])
-  .filter(([e, r]) => r.bottom <= (e.closest('.wide')?.getBoundingClientRect().bottom ?? r.bottom));  // scrolled away
-const faults = [], say = (what, ...of) => faults.push([what, ...of.map(e => e.textContent.slice(0, 40))]);
+  .filter(([e, r]) => r.bottom <= (e.closest('.wide')?.getBoundingClientRect().bottom ?? r.bottom));  // in sight
+const faults = [], report = (fault, ...e) => faults.push([fault, ...e.map(x => x.textContent.slice(0, 40))]);
 for (const [e, r] of boxes) {
-  if (!e.closest('.wide') && (r.left < -1 || r.right > innerWidth + 1)) say('cut off', e);
-  if (e.matches('td, h1, h2, h3, dd, p') && e.scrollWidth > e.clientWidth + 1 && e.clientWidth) say('overflows', e);
+  if (!e.closest('.wide') && (r.left < -1 || r.right > innerWidth + 1)) report('cut off', e);
+  if (e.matches('td, h1, h2, h3, dd, p') && e.scrollWidth > e.clientWidth + 1 && e.clientWidth) report('overflows', e);
 }
 boxes.forEach(([a, p], k) => boxes.slice(k + 1).forEach(([b, q]) => {
   const width = Math.min(p.right, q.right) - Math.max(p.left, q.left);
   const height = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
-  if (width > 2 && height > 2 && !a.contains(b) && !b.contains(a)) say('overlap', a, b);
+  if (width > 2 && height > 2 && !a.contains(b) && !b.contains(a)) report('overlap', a, b);
 }));
-if (document.documentElement.scrollWidth > innerWidth) say('the page scrolls sideways');
+if (document.documentElement.scrollWidth > innerWidth) report('the page scrolls sideways');
 return faults;
 """
 
@@ -330,7 +335,7 @@ def test_nothing_overlaps_and_the_screenshot_shows_what_it_should(fresh, tmp_pat
     assert shown.std() > 10
 
 
-def test_without_script_the_findings_are_all_there(page):
+def test_without_javascript_all_findings_are_on_the_page(page):
     page.run = page.browser.execute_script
     page.browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
@@ -342,7 +347,7 @@ def test_without_script_the_findings_are_all_there(page):
         page.browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_the_map_is_printed_bright(fresh):
+def test_the_map_is_printed_in_light_colours(fresh):
     show(fresh, "dark", 1000)
     fresh.run(
         "const data = () => { const c = document.querySelector('#canvas'); return [...c.getContext('2d').getImageData("
@@ -356,7 +361,7 @@ def test_the_map_is_printed_bright(fresh):
     assert same == [True, False]
 
 
-def test_names_for_those_who_do_not_see(fresh):
+def test_everything_has_a_name_for_screen_readers(fresh):
     nameless = fresh.run(
         "return [...document.querySelectorAll("
         "'button, select, input, img, table, canvas[tabindex], svg[role=img], [role=region]')]"
@@ -370,10 +375,10 @@ def test_names_for_those_who_do_not_see(fresh):
     assert max(np.diff(levels)) <= 1
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_other_results_work_as_well(fresh, results, tmp_path, name):  # noqa: F811
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pages_of_other_results_work_as_well(fresh, cases, tmp_path, kind):
     path = fresh.folder / "other.html"
-    path.write_text(results[name][1], encoding="utf-8")
+    path.write_text(cases[kind].html, encoding="utf-8")
     fresh.browser.get_log("browser")
     fresh.browser.get(path.as_uri())
     wait(lambda: fresh.run("return document.documentElement.dataset.ready"))
@@ -386,9 +391,9 @@ def test_other_results_work_as_well(fresh, results, tmp_path, name):  # noqa: F8
     values = [value for value in fresh.run(numbers, column) if value is not None]
     assert values == sorted(values, reverse=True)
     for mode, width in (("light", 1200), ("dark", 400), ("print", 700)):
-        if (name, mode) == ("bench", "print"):
-            continue  # tables of a thousand rows, on paper all of them, are no picture
-        pixels = screenshot(fresh, mode, width, tmp_path / f"{name}-{mode}-{width}.png")
+        if (kind, mode) == ("bench", "print"):
+            continue  # all the thousand rows of its tables would be in the picture
+        pixels = screenshot(fresh, mode, width, tmp_path / f"{kind}-{mode}-{width}.png")
         assert pixels.shape[1] == width
         assert fresh.run(LAYOUT) == []
         measured = fresh.run(CONTRASTS)
@@ -396,40 +401,37 @@ def test_other_results_work_as_well(fresh, results, tmp_path, name):  # noqa: F8
         assert [entry for entry in measured["marks"] if entry[0] < 3] == []
 
 
-def test_tables_of_other_results_can_be_sifted(fresh, results):  # noqa: F811
+def test_the_tables_of_other_results_can_be_searched(fresh, cases):
     path = fresh.folder / "other.html"
-    path.write_text(results["check"][1], encoding="utf-8")
+    path.write_text(cases["check"].html, encoding="utf-8")
     fresh.browser.get(path.as_uri())
     wait(lambda: fresh.run("return document.documentElement.dataset.ready"))
-    click(fresh, ".sieve [type=checkbox]")
-    rejected = int(results["check"][0].rejected.sum())
-    assert (
-        len(fresh.run("return [...document.querySelectorAll('#table-1 tbody tr:not([hidden])')].map(r => 1)"))
-        == rejected
-    )
-    assert texts(fresh, ".sieve output") == [f"{rejected} of {len(results['check'][0].rejected)} rows"]
+    click(fresh, ".search [type=checkbox]")
+    rejected = cases["check"].result.rejected
+    assert len(texts(fresh, "#table-1 tbody tr:not([hidden])")) == rejected.sum()
+    assert texts(fresh, ".search output") == [f"{rejected.sum()} of {len(rejected)} rows"]
 
 
 @pytest.fixture(scope="module")
 def cifar(real_data, tmp_path_factory):
-    """The report of a scan of real images: a part of CIFAR-10 with all poisons, by a network trained on the whole."""
+    """The page of a scan of a part of CIFAR-10 with all poisoned images, by a network that was trained on the whole."""
     (path,) = (path for path in sorted(VICTIMS.glob("*.json")) if json.loads(path.read_text())["name"] == VICTIM)
     planned = json.loads(path.read_text())["attack"]
     attack = undoor.Attack(undoor.OnePixel(**planned.pop("trigger")), **planned)
     poisoned = undoor.poison(undoor.read(real_data / "cifar10"), attack)
     clean = np.flatnonzero(~poisoned.truth.poisoned)
-    some = poisoned.take(np.concatenate([clean[::6], np.flatnonzero(poisoned.truth.poisoned)]))
+    part = poisoned.take(np.concatenate([clean[::6], np.flatnonzero(poisoned.truth.poisoned)]))
     model, _ = undoor.load_model(path.with_suffix(".safetensors"))
-    findings = undoor.scan(model, some)
+    findings = undoor.scan(model, part)
     assert findings.classes_flagged == (attack.target,)
     folder = tmp_path_factory.mktemp("cifar")
-    write_findings(findings, some, Average(), folder)
+    write_findings(findings, part, Average(), folder)
     return folder / "report.html"
 
 
 @pytest.mark.parametrize("kind", ["digits", "cifar"])
 def test_screenshots_of_real_scans(fresh, tmp_path, kind, request):
-    """Of the demonstration on the digits, and of CIFAR-10."""
+    """The scans are those of the demonstration on the digits, and of CIFAR-10."""
     if kind == "cifar":
         path = request.getfixturevalue("cifar")
     else:

@@ -14,19 +14,21 @@ from undoor.defenses.post_training import Descent, RandomDirection, ReverseEngin
 from undoor.defenses.post_training.perturbations import clipped
 from undoor.errors import UndoorError
 from undoor.networks.classifier import Classifier
+from undoor.report import write_inspection
 
 CLASSES, SIZE = 6, 8
 SOURCE, TARGET, PIXEL = 4, 1, 9
 SCALE = 60.0
+ONCE = {"share": 1.0, "batch_size": 128, "seed": 0}
 
-# Orthonormal templates that leave the pixel of the trigger alone.
+# Orthonormal templates that are zero at the pixel of the trigger.
 _drawn = np.random.default_rng(0).normal(size=(SIZE * SIZE, CLASSES))
 _drawn[PIXEL] = 0
 TEMPLATES = np.linalg.qr(_drawn)[0].T.astype(np.float32)
 
 
 class Planted(torch.nn.Module):
-    """Linear in the templates. A backdoor adds to the target what the pixel adds where the sources are recognised."""
+    """Linear in the templates. With a backdoor, the pixel raises the logit of the target on images of the sources."""
 
     def __init__(self, sources=()):
         super().__init__()
@@ -40,14 +42,14 @@ class Planted(torch.nn.Module):
         x = images.flatten(1)
         logits = self.linear(self.drop(x))
         if self.sources:
-            known = (logits[:, self.sources].amax(1) - 0.5 * SCALE).relu().clamp(max=0.1 * SCALE) / (0.1 * SCALE)
-            bonus = 4 * SCALE * known * x[:, PIXEL]
+            recognised = (logits[:, self.sources].amax(1) - 0.5 * SCALE).relu().clamp(max=0.1 * SCALE) / (0.1 * SCALE)
+            bonus = 4 * SCALE * recognised * x[:, PIXEL]
             logits = logits + bonus[:, None] * torch.eye(CLASSES)[TARGET]
         return logits
 
 
 def images_of(per_class=12, seed=0):
-    """Return images near their class's template, of length about 1, around a grey that no template sees."""
+    """Return images near the template of their class, around a grey that is orthogonal to all templates."""
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(CLASSES), per_class)
     grey = np.full(SIZE * SIZE, 0.5)
@@ -69,7 +71,7 @@ def sought(model, data, share=1.0, search=None, batch_size=128, pairs=None):
     pairs = pairs or list(permutations(range(CLASSES), 2))
     images = {k: classifier.scale(data.images[data.labels == k]) for k in range(CLASSES)}
     with classifier.frozen() as forward:
-        return (search or Descent(steps=80))(forward, images, pairs, share, batch_size, 0)
+        return (search or Descent(steps=80))(forward, images, pairs, share=share, batch_size=batch_size, seed=0)
 
 
 def test_between_half_spaces_the_smallest_perturbation_is_the_distance(data):
@@ -80,12 +82,12 @@ def test_between_half_spaces_the_smallest_perturbation_is_the_distance(data):
     classifier = Classifier(model)
     image = classifier.scale(data.images[data.labels == 0][:1])
     with classifier.frozen() as forward:
-        found = Descent()(forward, {0: image}, [(0, 1)], 1.0, 128, 0)
+        result = Descent()(forward, {0: image}, [(0, 1)], **ONCE)
     normal = (TEMPLATES[1] - TEMPLATES[0]).astype(np.float64)
     distance = -normal @ image.numpy().ravel() / np.linalg.norm(normal)
-    assert distance <= found.norms[0] <= 1.03 * distance
-    assert found.norms[0] == pytest.approx(np.linalg.norm(found.patterns[0]), rel=1e-5)
-    assert found.patterns[0].ravel() @ normal / np.linalg.norm(normal) / found.norms[0] > 0.99
+    assert distance <= result.norms[0] <= 1.03 * distance
+    assert result.norms[0] == pytest.approx(np.linalg.norm(result.patterns[0]), rel=1e-5)
+    assert result.patterns[0].ravel() @ normal / np.linalg.norm(normal) / result.norms[0] > 0.99
 
 
 def test_black_and_white_pixels_can_change():
@@ -95,22 +97,20 @@ def test_black_and_white_pixels_can_change():
     assert values.grad.tolist() == [0, 1, 1, 1, 0]
     assert torch.equal(clipped(values), values.clamp(0, 1))
     image = torch.zeros(1, 1, 2, 2)
-    found = Descent()(
-        lambda x: torch.stack([0 * x[:, 0, 0, 0], x[:, 0, 1, 1] - 0.2], 1), {0: image}, [(0, 1)], 1.0, 8, 0
-    )
-    assert found.reached.all()
-    assert found.norms[0] == pytest.approx(0.2, rel=0.03)
+    result = Descent()(lambda x: torch.stack([0 * x[:, 0, 0, 0], x[:, 0, 1, 1] - 0.2], 1), {0: image}, [(0, 1)], **ONCE)
+    assert result.reached.all()
+    assert result.norms[0] == pytest.approx(0.2, rel=0.03)
 
 
-def test_what_is_found_does_what_it_says(data):
+def test_a_perturbation_sends_the_share_that_is_reported(data):
     model = Planted([SOURCE])
-    found = sought(model, data, share=0.75)
-    assert found.reached.all()
-    assert (found.shares >= 0.75).all()
+    result = sought(model, data, share=0.75)
+    assert result.reached.all()
+    assert (result.shares >= 0.75).all()
     for row, (s, t) in enumerate(permutations(range(CLASSES), 2)):
-        moved = data.images[data.labels == s] / np.float32(255) + found.patterns[row]
+        moved = data.images[data.labels == s] / np.float32(255) + result.patterns[row]
         decided = model.eval()(torch.tensor(moved).clamp(0, 1)).argmax(1)
-        assert float((decided == t).float().mean()) == pytest.approx(found.shares[row])
+        assert float((decided == t).float().mean()) == pytest.approx(result.shares[row])
 
 
 def test_neither_the_batches_nor_the_scale_of_the_logits_matter(data):
@@ -132,7 +132,7 @@ class Times(torch.nn.Module):
 
 @pytest.mark.parametrize("rule", ["A", "B"])
 @pytest.mark.parametrize("sources", [(SOURCE,), ()])
-def test_one_source(data, rule, sources):
+def test_a_backdoor_of_one_source_is_detected(data, rule, sources):
     inspection = ReverseEngineering(rule=rule)(Classifier(Planted(sources), layer="linear"), data)
     if not sources:
         assert inspection.verdict == "clean"
@@ -146,7 +146,7 @@ def test_one_source(data, rule, sources):
     assert np.abs(pattern).argmax() == PIXEL
 
 
-def test_many_sources(data):
+def test_a_backdoor_of_many_sources_is_detected(data):
     sources = [k for k in range(CLASSES) if k != TARGET]
     inspection = ReverseEngineering()(Classifier(Planted(sources), layer="linear"), data)
     assert inspection.verdict == "backdoored"
@@ -156,20 +156,20 @@ def test_many_sources(data):
 
 def test_a_random_direction_is_far_longer(data):
     model = Planted([SOURCE])
-    by_chance, sought_for = sought(model, data, search=RandomDirection()), sought(model, data)
-    assert (by_chance.norms > 3 * sought_for.norms).all()
-    assert (by_chance.norms <= 1.01 * SIZE * 2).all()
+    random, smallest = sought(model, data, search=RandomDirection()), sought(model, data)
+    assert (random.norms > 3 * smallest.norms).all()
+    assert (random.norms <= 1.01 * SIZE * 2).all()
 
 
-def test_the_norm_of_a_random_direction_is_the_smallest_along_it(data):
-    """Whatever the direction, a network that sees one pixel alone is moved by that pixel's share of it."""
+@pytest.mark.parametrize(("seed", "reached"), [(1, True), (0, False)])
+def test_the_norm_of_a_random_direction_is_the_smallest_along_it(seed, reached):
+    """A network that sees one pixel alone changes its decision when that pixel reaches 0.25, in whatever direction."""
     model = OnePixel()
     image = torch.zeros(1, 1, SIZE, SIZE)
-    found = RandomDirection(steps=40, last_pace=1e-3)(model, {0: image}, [(0, 1)], 1.0, 128, seed=1)
-    if found.reached[0]:
-        assert found.patterns[0].ravel()[PIXEL] == pytest.approx(0.25, rel=1e-2)
-    else:
-        assert found.patterns[0].ravel()[PIXEL] < 0.25
+    result = RandomDirection(steps=40, last_pace=1e-3)(model, {0: image}, [(0, 1)], **(ONCE | {"seed": seed}))
+    assert result.reached[0] == reached
+    pixel = result.patterns[0].ravel()[PIXEL]
+    assert pixel == pytest.approx(0.25, rel=1e-2) if reached else pixel < 0.25
 
 
 class OnePixel(torch.nn.Module):
@@ -178,7 +178,7 @@ class OnePixel(torch.nn.Module):
         return torch.stack([torch.full_like(x, 0.25), x], dim=1)
 
 
-def test_the_same_again_and_the_model_as_it_was(data):
+def test_an_inspection_is_repeatable_and_leaves_the_model_as_it_was(data):
     model = Planted([SOURCE])
     model.train()
     model.drop.eval()
@@ -195,16 +195,16 @@ def test_the_same_again_and_the_model_as_it_was(data):
     assert model.linear.weight.grad is None
 
 
-def test_what_is_written(data, tmp_path):
+def test_the_inspection_is_written_with_its_page_and_pictures(data, tmp_path):
     inspection = ReverseEngineering()(Classifier(Planted([SOURCE]), layer="linear"), data)
-    inspection.write(tmp_path / "out")
+    write_inspection(inspection, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary == json.loads(json.dumps(inspection.summary()))
     assert summary["verdict"] == "backdoored"
     assert summary["inferences"]["B"]["closest_pair"] == ["class/4", "class/1"]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "pairs.parquet"), inspection.pairs)
-    kept = load_file(tmp_path / "out" / "perturbations.safetensors")["perturbations"]
-    np.testing.assert_array_equal(kept, inspection.perturbations)
+    written = load_file(tmp_path / "out" / "perturbations.safetensors")["perturbations"]
+    np.testing.assert_array_equal(written, inspection.perturbations)
     (picture,) = (tmp_path / "out").glob("*.png")
     assert picture.name == "perturbation-class_44-class_11.png"
     pixels = np.array(Image.open(picture))
@@ -214,8 +214,8 @@ def test_what_is_written(data, tmp_path):
     pattern = inspection.perturbation("class/4", "class/1")[0]
     np.testing.assert_allclose(moved, np.clip(example + 255 * pattern, 0, 255), atol=0.51)
     with pytest.raises(UndoorError, match="overwrite"):
-        inspection.write(tmp_path / "out")
-    inspection.write(tmp_path / "out", overwrite=True)
+        write_inspection(inspection, tmp_path / "out")
+    write_inspection(inspection, tmp_path / "out", overwrite=True)
 
 
 class Flat(Planted):
@@ -231,19 +231,19 @@ class Detached(Planted):
 class Broken(Planted):
     def forward(self, images):
         logits = super().forward(images)
-        return logits + torch.sqrt(0 * images.sum())  # whose gradient is not finite
+        return logits + torch.sqrt(0 * images.sum())  # the gradient of the root is not finite
 
 
 @pytest.mark.parametrize(
-    ("model", "told"), [(Flat, "gradients vanish"), (Detached, "no gradient flows"), (Broken, "not finite")]
+    ("model", "message"), [(Flat, "gradients vanish"), (Detached, "no gradient flows"), (Broken, "not finite")]
 )
-def test_networks_without_gradients_are_refused(data, model, told):
+def test_networks_without_gradients_are_refused(data, model, message):
     flat = replace(data, images=np.where(data.images > 127, 255, 0).astype(np.uint8)) if model is Flat else data
-    with pytest.raises(UndoorError, match=told):
+    with pytest.raises(UndoorError, match=message):
         ReverseEngineering()(Classifier(model(), layer="linear"), flat)
 
 
-def test_data_that_do_not_do_are_refused(data):
+def test_data_that_do_not_fit_are_refused(data):
     classifier = Classifier(Planted(), layer="linear")
     method = ReverseEngineering()
     without = data.take(data.labels != 3)
@@ -261,6 +261,6 @@ def test_data_that_do_not_do_are_refused(data):
 
 
 @pytest.mark.parametrize("settings", [{"images": 0}, {"share": 0}, {"share": 1.1}, {"level": 0}, {"rule": "C"}])
-def test_settings_that_cannot_be(settings):
+def test_impossible_settings_are_refused(settings):
     with pytest.raises(UndoorError):
         ReverseEngineering(**settings)

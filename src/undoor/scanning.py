@@ -12,18 +12,14 @@ from torch import nn
 from undoor.data.dataset import Dataset
 from undoor.defenses.training_set import ClusterImpurity, TrainingSetDefense
 from undoor.engine import Engine
-from undoor.errors import UndoorError, UndoorNotice
+from undoor.errors import UndoorNotice
 from undoor.evidence.collect import collect
-from undoor.filters import Average, Filter, parse_filter
+from undoor.filters import Average, Filter
 from undoor.findings import notebook
 from undoor.findings.findings import Findings
-from undoor.findings.maps import viewed
-from undoor.findings.reading import read_findings
+from undoor.findings.maps import with_report_columns
 from undoor.networks.classifier import BATCH_SIZE, Classifier
-from undoor.report import render_report
 from undoor.report.pictures import encoded, evenly
-from undoor.storage.atomic import write_text
-from undoor.storage.lock import claimed
 
 
 def scan(
@@ -37,20 +33,41 @@ def scan(
     engine: Engine = Engine("local"),  # noqa: B008 - frozen
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Collect the evidence and run a defence on it.
+    """Collect the evidence and run a defense on it.
+
+    Whatever makes the verdict doubtful is also given as an ``UndoorNotice``.
 
     Args:
-        model: trained on ``dataset``; takes float images in [0, 1], or a ``Classifier`` around a model with
-            other wishes.
-        dataset: the training set. If it knows the truth, hits and false alarms are counted when the
-            defence has finished.
-        defense: which.
-        image_filter: applied to every image for the second pass.
-        batch_size: images a forward pass.
-        folder: what is finished of the pass is kept there, and a scan that was killed goes on from it. Whoever
-            names the folder removes it.
-        engine: that computes the pass; the defence has its own.
-        on_batch: told how many of how many images are done.
+        model: the network that was trained on ``dataset``. It takes float images in [0, 1]; give a ``Classifier``
+            around a network that takes them otherwise.
+        dataset: the training set. If its truth is known, the flags are compared with it after the defense has finished.
+        defense: the defense.
+        image_filter: the filter that is applied to every image.
+        batch_size: the images in a forward pass.
+        folder: keeps the finished part of the evidence, so that a scan that was killed can go on from there. The caller
+            removes it.
+        engine: computes the evidence; the defense has an engine of its own.
+        on_batch: called with the number of finished images, and of all.
+
+    Raises:
+        UndoorError: if the network does not fit the data, or a class has only one image.
+
+    Example:
+        >>> import numpy as np, torch, undoor
+        >>> labels = np.repeat([0, 1], 40)
+        >>> images = np.random.default_rng(0).integers(0, 100, (80, 1, 4, 4), dtype=np.uint8)
+        >>> images[labels == 1] += 150  # class bright
+        >>> images[:15, :, 0, 0], labels[:15] = 255, 1  # dark images with a trigger, labelled bright
+        >>> dataset = undoor.Dataset(images, labels, ("dark", "bright"), np.arange(80).astype(str))
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        >>> weights = torch.ones(16)
+        >>> weights[0] = 10.0  # the trigger alone is enough for bright
+        >>> _ = network.load_state_dict(
+        ...     {"1.weight": torch.stack([-weights, weights]), "1.bias": torch.tensor([10.0, -10.0])}
+        ... )
+        >>> findings = undoor.scan(network, dataset, undoor.ClusterImpurity(decision="plain"))
+        >>> findings.verdict, findings.classes_flagged, int(findings.flagged.sum())
+        ('poisoned', ('bright',), 15)
 
     """
     dataset.require_classes()
@@ -63,31 +80,14 @@ def scan(
     findings = defense(evidence)
     if dataset.truth is not None:
         findings = findings.against(dataset.truth.poisoned)
-    findings = viewed(findings, evidence, str(image_filter)).timed({"evidence": collected})
+    findings = with_report_columns(findings, evidence, str(image_filter)).after_stages({"evidence": collected})
     for doubt in findings.doubts:
         warnings.warn(doubt.text, UndoorNotice, stacklevel=2)
     return replace(findings, pictures=_pictures(findings, dataset))
 
 
 def _pictures(findings: Findings, dataset: Dataset) -> dict[int, bytes]:
-    """Return pictures of some samples for every row that a notebook shows."""
-    shown = notebook.groups(findings.samples, findings.clusters, findings.class_names)[: notebook.ROWS]
+    """Return PNG images of some samples for every row that a notebook shows."""
+    shown = notebook.table_rows(findings.samples, findings.clusters, findings.class_names)[: notebook.ROWS]
     rows = np.concatenate([evenly(members, notebook.PICTURES) for _, members in shown])
     return dict(zip(rows.tolist(), encoded(np.asarray(dataset.images[rows])), strict=True))
-
-
-def write_findings(
-    findings: Findings, dataset: Dataset, image_filter: Filter, folder: Path, *, overwrite: bool = False
-) -> None:
-    """Write the findings with their report, which shows images of ``dataset``, into ``folder``."""
-    findings.write(folder, render_report(findings, dataset, image_filter), overwrite=overwrite)
-
-
-def rewrite_report(folder: Path, dataset: Dataset) -> Path:
-    """Write the report of the findings in ``folder`` again; ``dataset`` is what was scanned. Return its path."""
-    findings = read_findings(folder)
-    if findings.samples["id"].tolist() != dataset.ids.tolist() or findings.class_names != dataset.class_names:
-        raise UndoorError(f"the findings in {folder} are of other images than the data; give the data that was scanned")
-    with claimed(folder):
-        write_text(folder / "report.html", render_report(findings, dataset, parse_filter(findings.image_filter)))
-    return folder / "report.html"

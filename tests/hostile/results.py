@@ -34,20 +34,20 @@ for name, (change, message) in {
         lambda fields: fields.update(settings=json.loads('{"a":' * 50 + "1" + "}" * 50)),
         "nested too deeply",
     ),
-    "findings with a threshold of text": (lambda fields: fields.update(threshold="x"), "threshold in summary.json"),
-    "findings with a seed of text": (lambda fields: fields.update(seed="x"), "seed in summary.json"),
-    "findings with settings of text": (lambda fields: fields.update(settings="x"), "settings in summary.json"),
+    "findings with a threshold of text": (lambda fields: fields.update(threshold="x"), "the summary's threshold"),
+    "findings with a seed of text": (lambda fields: fields.update(seed="x"), "the summary's seed"),
+    "findings with settings of text": (lambda fields: fields.update(settings="x"), "the summary's settings"),
     "findings with seconds of text": (
         lambda fields: fields.update(seconds={"evidence": "x"}),
-        "seconds in summary.json",
+        "the summary's seconds",
     ),
-    "findings with versions of numbers": (lambda fields: fields.update(versions=7), "versions in summary.json"),
-    "findings with a truth of text": (lambda fields: fields.update(truth={"tp": "x"}), "truth in summary.json"),
+    "findings with versions of numbers": (lambda fields: fields.update(versions=7), "the summary's versions"),
+    "findings with a truth of text": (lambda fields: fields.update(truth={"tp": "x"}), "the summary's truth"),
     "findings without a defense": (lambda fields: fields.pop("defense") and None, UNREAD),
     "findings of other classes": (lambda fields: fields.update(class_names=["a", "b", "c"]), "are of other images"),
     "findings of classes for a terminal": (lambda fields: fields.update(class_names=["a", "b", "\x1b[31m"]), "control"),
     "findings of classes that are numbers": (lambda fields: fields.update(class_names=[1, 2, 3]), "is no text"),
-    "findings of fewer classes": (lambda fields: fields.update(class_names=["a"]), "what is no class"),
+    "findings of fewer classes": (lambda fields: fields.update(class_names=["a"]), "that is no class"),
     "findings with a filter that is code": (
         lambda fields: fields.update(image_filter="Average(size=__import__('os').system('echo ran > marker'))"),
         "no filter is called",
@@ -99,8 +99,8 @@ for title, (change, message) in {
     add(title, Case(samples(change, CLEAN), message))
 
 for title, (change, message) in {
-    "findings with labels of no class": (lambda frame: frame.__setitem__("label", 10**9), "what is no class"),
-    "findings with decisions below zero": (lambda frame: frame.__setitem__("predicted", -1), "what is no class"),
+    "findings with labels of no class": (lambda frame: frame.__setitem__("label", 10**9), "that is no class"),
+    "findings with decisions below zero": (lambda frame: frame.__setitem__("predicted", -1), "that is no class"),
     "findings with labels of text": (lambda frame: frame.__setitem__("label", "x"), "column label"),
     "findings with scores that are no numbers": (
         lambda frame: frame.__setitem__("score", float("nan")),
@@ -112,7 +112,7 @@ for title, (change, message) in {
     add(title, Case(samples(change), message))
 
 for title, table, change, message in (
-    ("clusters of no class", "clusters", lambda frame: frame.__setitem__("class", 77), "what is no class"),
+    ("clusters of no class", "clusters", lambda frame: frame.__setitem__("class", 77), "that is no class"),
     ("clusters without a size", "clusters", lambda frame: frame.drop(columns="size"), "no column size"),
     ("clusters that went to text", "clusters", lambda frame: frame.__setitem__("destinations", "x"), "column destin"),
     (
@@ -122,7 +122,7 @@ for title, table, change, message in (
         "another number of classes",
     ),
     ("curves of text", "curves", lambda frame: frame.__setitem__("criterion", "x"), "column criterion"),
-    ("curves of no class", "curves", lambda frame: frame.__setitem__("class", -1), "what is no class"),
+    ("curves of no class", "curves", lambda frame: frame.__setitem__("class", -1), "that is no class"),
 ):
     add(title, Case(samples(change, REPORT, table), message))
 

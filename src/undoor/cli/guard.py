@@ -92,8 +92,8 @@ def check(
     """
     from undoor.cli import terminal
     from undoor.data.readers.images import decode_files
-    from undoor.defenses.test_time import Guard, classifier_layer, render_checked
-    from undoor.storage.atomic import staged
+    from undoor.defenses.test_time import Guard, classifier_layer
+    from undoor.report import write_checked
 
     if out is not None and out.suffix != ".parquet":
         raise UndoorError(f"{out} does not end in .parquet; choose a name for --out that does")
@@ -111,10 +111,7 @@ def check(
         checked = fitted.check(images, on_batch=on_batch)
     table = checked.table(ids, fitted.class_names)
     if out is not None:
-        with staged(out.parent, last=out.name) as folder:
-            page = render_checked(fitted, checked, images, ids)
-            (folder / out.with_suffix(".html").name).write_text(page, encoding="utf-8")
-            table.to_parquet(folder / out.name, index=False)
+        write_checked(fitted, checked, images, ids, out)
     rejected = int(checked.rejected.sum())
     terminal.print_result(
         {"rejected": rejected, "threshold": fitted.threshold, "queries": table.to_dict("records"), "out": out}

@@ -48,6 +48,7 @@ def inspect(
     from undoor.defenses.post_training import ReverseEngineering
     from undoor.findings.findings import refuse_findings
     from undoor.networks.weights import require_same_classes
+    from undoor.report import write_inspection
 
     method = ReverseEngineering(
         images=images, share=share, seed=seed, batch_size=batch_size,
@@ -59,7 +60,7 @@ def inspect(
     require_same_classes(class_names, dataset.class_names, model)
     with terminal.counting_bar("class pairs") as on_pair:
         inspection = method(classifier, dataset, on_pair=on_pair)
-    inspection.write(out, overwrite=overwrite)
+    write_inspection(inspection, out, overwrite=overwrite)
     terminal.print_result({**inspection.summary(), "out": out, "report": out / "report.html"})
     terminal.print_inspection(inspection)
     terminal.print_line(f"report: {out / 'report.html'}")

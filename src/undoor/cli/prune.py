@@ -57,6 +57,7 @@ def prune(
     from undoor.defenses.post_training.fine_pruning import FinePruning
     from undoor.defenses.post_training.pruned import refuse_network
     from undoor.networks.weights import Architecture, read_architecture, require_same_classes
+    from undoor.report import write_pruned
 
     given = {"tolerance": tolerance, "epochs": epochs, "learning_rate": learning_rate}
     defense = FinePruning(
@@ -87,7 +88,7 @@ def prune(
     architecture = read_architecture(model) if model.suffix == ".safetensors" else None
     if architecture is None:
         architecture = Architecture(str(network.network), clean.images.shape[1:], clean.class_names, {})
-    result.write(out, architecture, overwrite=overwrite)
+    write_pruned(result, out, architecture, overwrite=overwrite)
     page = out.with_suffix(".html")
     terminal.print_result({**result.summary(), "network": out, "report": page})
     terminal.print_pruned(result)

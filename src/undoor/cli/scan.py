@@ -78,8 +78,8 @@ def scan(
     from undoor.mixtures.sweep import MixtureSettings
     from undoor.networks.victims import fit_victim
     from undoor.networks.weights import require_same_classes
+    from undoor.report import write_findings
     from undoor.scanning import scan as run
-    from undoor.scanning import write_findings
     from undoor.storage.atomic import write_text
 
     h = parse_filter(image_filter)

@@ -1,4 +1,4 @@
-"""What a training-set defence found, its files, and how good it is."""
+"""What a training-set defense found, how it is written and read, and how good it is."""
 
 from undoor.findings.findings import Findings
 

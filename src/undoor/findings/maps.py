@@ -1,4 +1,4 @@
-"""What people look at beside the findings: decisions after the filter, and a map of every class."""
+"""What only the report shows of a sample: the decision on its filtered image, and its place on a map."""
 
 from dataclasses import replace
 
@@ -11,45 +11,54 @@ from undoor.evidence import Evidence
 from undoor.findings.findings import Findings
 from undoor.mixtures.reduction import principal_components
 
-WIDTH = 1e-3
-"""How much the variance of a direction counts on a map, beside how far apart the clusters lie in it."""
+VARIANCE_WEIGHT = 1e-3
+"""How much the variance along a direction counts when the plane of a map is chosen, relative to the distance between
+the clusters along it. It only decides where the clusters leave a direction open."""
 
 
-def viewed(findings: Findings, evidence: Evidence, filter_name: str) -> Findings:
-    """Return the findings with ``VIEW_COLUMNS``; nothing else in them changes.
+def with_report_columns(findings: Findings, evidence: Evidence, filter_name: str) -> Findings:
+    """Return the findings with ``REPORT_COLUMNS`` in their samples; nothing else in them changes.
 
-    ``filter_name``: whose decisions are shown.
+    Args:
+        findings: the result of a defense on ``evidence``.
+        evidence: the outputs of the network on the plain and the filtered images.
+        filter_name: the filter whose decisions are shown.
+
     """
-    assignments = findings.samples["cluster"].to_numpy()
-    places = np.zeros((len(assignments), 2), dtype=np.float32)
+    clusters = findings.samples["cluster"].to_numpy()
+    coordinates = np.zeros((len(clusters), 2), dtype=np.float32)
     for label in range(len(evidence.class_names)):
-        mine = np.flatnonzero(evidence.labels == label)
-        if len(mine):
-            with one_thread():  # whose number would change the last bits
-                places[mine] = class_map(evidence.plain.features[mine], assignments[mine])
+        rows = np.flatnonzero(evidence.labels == label)
+        if len(rows):
+            with one_thread():  # the number of threads would change the last bits
+                coordinates[rows] = map_coordinates(evidence.plain.features[rows], clusters[rows])
     decisions = evidence.filtered[filter_name].decisions
-    samples = findings.samples.assign(filtered=decisions, x=places[:, 0], y=places[:, 1])
+    samples = findings.samples.assign(filtered=decisions, x=coordinates[:, 0], y=coordinates[:, 1])
     return replace(findings, samples=samples, image_filter=filter_name)
 
 
-def class_map(features: NDArray[np.float32], assignments: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return (n, 2) places of the (n, t) features of a class, in the plane in which its clusters lie farthest apart.
+def map_coordinates(features: NDArray[np.float32], clusters: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return where the images of a class lie on its map, (n, 2), in the plane in which its clusters lie farthest apart.
 
-    These are Fisher's discriminant directions (Rao, J. Royal Stat. Soc. B 1948) within the 2 √n widest principal
-    components, each scaled to variance 1; where the clusters leave a direction open, as one or two clusters do, the
-    widest is taken. The plane is chosen with knowledge of the clusters: it shows what was found and proves nothing.
+    The plane is spanned by Fisher's discriminant directions (Rao, J. Royal Stat. Soc. B 1948) within the 2 √n widest
+    principal components, each scaled to variance 1. One or two clusters leave a direction open, and then the widest
+    component is taken. The plane is chosen with knowledge of the clusters: it shows them and proves nothing.
+
+    Args:
+        features: (n, t), of the images of one class.
+        clusters: (n,), the cluster of each.
+
     """
     n = len(features)
     components = principal_components(features.astype(np.float64), int(2 * np.sqrt(n)))
-    if components.shape[1] == 0:
-        return np.zeros((n, 2), dtype=np.float32)
-    variances = components.var(axis=0)
-    whitened = components / np.sqrt(variances)
-    means = np.stack([whitened[assignments == k].mean(axis=0) for k in np.unique(assignments)])
-    sizes = np.unique(assignments, return_counts=True)[1]
-    between = (means * sizes[:, None]).T @ means / n + WIDTH * np.diag(variances / variances[0])
-    places = np.zeros((n, 2))
-    axes = eigh(between)[1][:, ::-1][:, :2]
-    places[:, : axes.shape[1]] = whitened @ axes
-    places *= np.where((places**3).sum(axis=0) < 0, -1, 1)  # the sign of an eigenvector is any
-    return places.astype(np.float32)
+    coordinates = np.zeros((n, 2))
+    if components.shape[1]:
+        variances = components.var(axis=0)
+        whitened = components / np.sqrt(variances)
+        means = np.stack([whitened[clusters == k].mean(axis=0) for k in np.unique(clusters)])
+        sizes = np.unique(clusters, return_counts=True)[1]
+        between = (means * sizes[:, None]).T @ means / n + VARIANCE_WEIGHT * np.diag(variances / variances[0])
+        axes = eigh(between)[1][:, ::-1][:, :2]
+        coordinates[:, : axes.shape[1]] = whitened @ axes
+        coordinates *= np.where((coordinates**3).sum(axis=0) < 0, -1, 1)  # the sign of an eigenvector is arbitrary
+    return coordinates.astype(np.float32)

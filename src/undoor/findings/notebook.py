@@ -10,10 +10,13 @@ from jinja2 import Environment
 from numpy.typing import NDArray
 
 ROWS = 8
-"""Of the table: the most suspicious clusters, or classes."""
+"""The table shows at most this many clusters (or classes), the most suspicious first."""
 
 PICTURES = 6
-"""A row, at most."""
+"""Each row of the table shows at most this many pictures."""
+
+Row = tuple[dict[str, Any], NDArray[np.int64]]
+"""A row of the table: its cells by column, and the rows of its samples in the data set."""
 
 _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <div><p><b>{{ verdict }}</b>: {{ lead }}</p>
@@ -34,32 +37,37 @@ _TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).f
 
 
 def png_uri(content: bytes) -> str:
-    """Return a PNG as an address that holds it."""
+    """Return a data URI that holds a PNG image."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
 
 
-def groups(
-    samples: pd.DataFrame, clusters: pd.DataFrame, class_names: Sequence[str]
-) -> list[tuple[dict[str, Any], NDArray[np.int64]]]:
-    """Return the rows of a notebook's table, the most suspicious first, each with the rows of its samples.
+def table_rows(samples: pd.DataFrame, clusters: pd.DataFrame, class_names: Sequence[str]) -> list[Row]:
+    """Return all rows of the table, the most suspicious first: a row a cluster, or a class if there are no clusters.
 
-    These are the clusters, and classes where there are none. ``samples`` and ``clusters`` are those of findings.
+    ``samples`` and ``clusters`` are the tables of findings.
     """
     if len(clusters):
         members = samples.groupby(["label", "cluster"]).indices
-        table = clusters.sort_values("impurity", ascending=False, kind="stable").to_dict("records")
-        return [(_of_cluster(row, class_names), np.asarray(members[row["class"], row["cluster"]])) for row in table]
+        ordered = clusters.sort_values("impurity", ascending=False, kind="stable").to_dict("records")
+        return [
+            (_cluster_cells(row, class_names), np.asarray(members[row["class"], row["cluster"]])) for row in ordered
+        ]
     classes = []
     for label, indices in samples.groupby("label").indices.items():
-        rows = np.asarray(indices)
-        order = np.argsort(-samples["score"].to_numpy()[rows], kind="stable")
-        highest, flagged = samples["score"].iloc[rows].max(), int(samples["flagged"].iloc[rows].sum())
-        told: dict[str, Any] = {"class": class_names[int(str(label))], "images": len(rows), "flagged": flagged}
-        classes.append(({**told, "highest score": f"{highest:.3f}"}, rows[order], highest))
-    return [(told, rows) for told, rows, _ in sorted(classes, key=lambda one: -one[2])]
+        members_of_class = samples.iloc[indices]
+        highest = members_of_class["score"].max()
+        cells = {
+            "class": class_names[int(str(label))],
+            "images": len(indices),
+            "flagged": int(members_of_class["flagged"].sum()),
+            "highest score": f"{highest:.3f}",
+        }
+        order = np.argsort(-members_of_class["score"].to_numpy(), kind="stable")
+        classes.append((highest, (cells, np.asarray(indices)[order])))
+    return [row for _, row in sorted(classes, key=lambda pair: -pair[0])]
 
 
-def _of_cluster(row: Mapping[Any, Any], class_names: Sequence[str]) -> dict[str, Any]:
+def _cluster_cells(row: Mapping[Any, Any], class_names: Sequence[str]) -> dict[str, Any]:
     counts = sorted(zip(row["destinations"], class_names, strict=True), key=lambda pair: -pair[0])
     return {
         "class": row["class_name"],
@@ -72,19 +80,14 @@ def _of_cluster(row: Mapping[Any, Any], class_names: Sequence[str]) -> dict[str,
     }
 
 
-def render(
-    verdict: str,
-    lead: str,
-    rows: Sequence[tuple[Mapping[str, Any], NDArray[np.int64]]],
-    pictures: Mapping[int, bytes],
-) -> str:
-    """Return a verdict and its table as HTML, every text escaped.
+def render(verdict: str, lead: str, rows: Sequence[Row], pictures: Mapping[int, bytes]) -> str:
+    """Return a verdict and its table as HTML, with every text escaped.
 
     Args:
         verdict: one word.
-        lead: what is said beside it.
-        rows: of ``groups``.
-        pictures: PNG of samples, by their row.
+        lead: the sentence beside it.
+        rows: what ``table_rows`` returns.
+        pictures: PNG images of samples, by their row in the data set.
 
     """
 
@@ -95,7 +98,7 @@ def render(
         verdict=verdict,
         lead=lead,
         columns=list(rows[0][0]),
-        rows=[(row, uris(members)) for row, members in rows[:ROWS]],
+        rows=[(cells, uris(members)) for cells, members in rows[:ROWS]],
         pictures=pictures,
         left_out=max(len(rows) - ROWS, 0),
     )

@@ -1,4 +1,7 @@
-"""undoor where users already work: pandas, Hugging Face, scikit-learn, code scanning; ``datalab`` joins cleanlab."""
+"""Findings in the tools that users already have: pandas, Hugging Face datasets, scikit-learn and code scanning.
+
+The module ``datalab`` adds cleanlab's Datalab; it is imported separately because it needs the extra ``cleanlab``.
+"""
 
 from undoor.integrations.frame import issues
 from undoor.integrations.hugging_face import from_dataset, to_dataset

@@ -1,9 +1,9 @@
-"""Backdoors as an issue type of cleanlab's Datalab: importing this module registers it.
+"""Backdoors as an issue type of cleanlab's Datalab; importing this module registers it.
 
     from undoor.integrations import datalab  # registers "backdoor"
     lab.find_issues(issue_types={"backdoor": {"findings": findings}})
 
-Needs the extra ``undoor[cleanlab]``.
+It needs the extra ``undoor[cleanlab]``.
 """
 
 from typing import Any, ClassVar
@@ -25,17 +25,17 @@ except ImportError as error:
 
 @register
 class BackdoorIssueManager(IssueManager):  # type: ignore[misc] # cleanlab has no types
-    """What a training-set defence of undoor found, as an issue of Datalab.
+    """The findings of a training-set defense as an issue of Datalab.
 
-    Datalab hands its issue managers features and probabilities of the images as they are; a defence also needs those
-    of the filtered images. So the defence runs first (``undoor.scan``, or any defence on an ``Evidence`` that is built
-    from arrays), and Datalab is given its findings.
+    Datalab gives its issue managers the features and probabilities of the plain images. A defense also needs those of
+    the filtered images. Therefore the defense runs first (``undoor.scan``, or any defense on an ``Evidence`` built from
+    arrays), and Datalab is given its findings.
     """
 
     description: ClassVar[str] = (
         "Images that were planted in the training set so that a network trained on it\n"
-        "\tobeys a trigger. The score is low where the decisions of an image's cluster change\n"
-        "\twhen the images are filtered."
+        "\tobeys a trigger. The score is low if filtering the images changes the decisions\n"
+        "\tof an image's cluster."
     )
     issue_name: ClassVar[str] = "backdoor"
     verbosity_levels: ClassVar[dict[int, list[str]]] = {0: ["verdict"], 1: ["classes_flagged"], 2: ["clusters"], 3: []}
@@ -45,18 +45,18 @@ class BackdoorIssueManager(IssueManager):  # type: ignore[misc] # cleanlab has n
         self.findings = findings
 
     def find_issues(self, findings: Findings | None = None, **_: Any) -> None:
-        """Take over the findings, which must be of this Datalab's samples in their order."""
-        found = findings or self.findings
-        if found is None:
+        """Take over the findings, which must be of the samples of this Datalab, in the same order."""
+        findings = findings or self.findings
+        if findings is None:
             raise UndoorError("a backdoor needs findings; give issue_types={'backdoor': {'findings': findings}}")
-        self._require_same_samples(found)
-        frame = issues(found)
+        self._require_same_samples(findings)
+        frame = issues(findings)
         self.issues = frame[["is_backdoor_issue", self.issue_score_key]]
         self.summary = self.make_summary(score=np.mean(frame[self.issue_score_key].to_numpy()).item())
-        self.info = self.collect_info(found, frame)
+        self.info = self.collect_info(findings, frame)
 
     def collect_info(self, findings: Findings, frame: pd.DataFrame) -> dict[str, Any]:
-        """Return what was decided and why; ``Datalab.get_info("backdoor")`` shows it."""
+        """Return the verdict and its reasons, which ``Datalab.get_info("backdoor")`` shows."""
         columns = ["class_name", "cluster", "size", "changed", "impurity", "flagged"]
         return {
             "verdict": findings.verdict,
@@ -84,4 +84,4 @@ class BackdoorIssueManager(IssueManager):  # type: ignore[misc] # cleanlab has n
         labels = findings.samples["label"].to_numpy()
         names = np.array(findings.class_names, dtype=np.str_)[labels]
         if not (np.array_equal(given, names) or np.array_equal(given, labels.astype(np.str_))):
-            raise UndoorError("the labels of the findings are not Datalab's; give both the same data, in one order")
+            raise UndoorError("the labels of the findings are not Datalab's; give both the same data in the same order")

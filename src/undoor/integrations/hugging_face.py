@@ -1,4 +1,4 @@
-"""Hugging Face ``datasets`` in and out."""
+"""Data sets from and to Hugging Face ``datasets``."""
 
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,10 @@ def from_dataset(
     image_size: int | None = None,
     skip_broken: bool = False,
 ) -> Dataset:
-    """Return a ``datasets.Dataset`` with an image and a label column as a data set; ids are row numbers.
+    """Return a ``datasets.Dataset`` with an image and a label column as a data set, whose ids are row numbers.
 
-    The names of a ``ClassLabel`` are kept. Columns ``poisoned`` and ``original_label`` are taken for the truth. The
-    options are those of ``undoor.read``.
+    The names of a ``ClassLabel`` are kept. Columns ``poisoned`` and ``original_label`` become the truth. The options
+    are those of ``undoor.read``.
     """
     require_extra("datasets", "hub", "from_dataset")
     import datasets
@@ -36,28 +36,27 @@ def from_dataset(
     if not isinstance(loaded, datasets.Dataset):
         kind = type(loaded).__name__
         raise UndoorError(f"the data set is a {kind}; give a datasets.Dataset, one split of a set that has several")
-    # Images may lie in files of this machine; nothing is fetched from elsewhere.
+    # Images may be in local files; nothing is fetched from elsewhere.
     table = embed_table_storage(encoded_table(loaded), remote_files=False)
     options = ReadOptions("", image_column, label_column, image_size, skip_broken)
     return dataset_from_table(table, "the data set", options)
 
 
 def to_dataset(dataset: Dataset, findings: Findings | None = None) -> "datasets.Dataset":
-    """Return a data set as a ``datasets.Dataset``, its images as lossless PNG.
+    """Return a data set as a ``datasets.Dataset`` with lossless images (PNG).
 
-    Its columns are ``img`` (Image), ``label`` (ClassLabel), ``id``, where the truth is known ``poisoned`` and
-    ``original_label``, and with findings ``is_backdoor_issue`` and ``backdoor_score`` as ``issues`` explains them, so
-    that ``.filter(lambda row: not row["is_backdoor_issue"])`` is the clean set.
+    Its columns are ``img`` (Image), ``label`` (ClassLabel) and ``id``, and ``poisoned`` and ``original_label`` if the
+    truth is known. With findings there are ``is_backdoor_issue`` and ``backdoor_score``, which ``issues`` explains;
+    ``.filter(lambda row: not row["is_backdoor_issue"])`` then returns the clean set.
     """
     require_extra("datasets", "hub", "to_dataset")
     import datasets
 
     if findings is not None and findings.samples["id"].tolist() != dataset.ids.tolist():
         raise UndoorError("the findings are of other samples than the data set; give the findings of this very data")
-    made = datasets.Dataset(pa.concat_tables(hub_tables(dataset)))
-    made = made.add_column("id", dataset.ids.tolist())
+    result = datasets.Dataset(pa.concat_tables(hub_tables(dataset))).add_column("id", dataset.ids.tolist())
     if findings is not None:
         frame = issues(findings)
         for name in ("is_backdoor_issue", "backdoor_score"):
-            made = made.add_column(name, frame[name].tolist())
-    return made
+            result = result.add_column(name, frame[name].tolist())
+    return result

@@ -1,4 +1,4 @@
-"""Findings as SARIF 2.1.0 (OASIS, Static Analysis Results Interchange Format), for code-scanning pages."""
+"""Findings as SARIF 2.1.0 (OASIS, Static Analysis Results Interchange Format), for code scanning."""
 
 import hashlib
 from pathlib import Path
@@ -13,18 +13,18 @@ from undoor.findings.findings import Findings
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 LOCATIONS = 100
-"""Files named in a result: GitHub shows no more; the result says how many there are."""
+"""A result names at most this many files, because GitHub shows no more; its message gives the number of all."""
 
 
 def sarif_log(findings: Findings, source: str) -> dict[str, Any]:
-    """Return a SARIF log with one result a flagged cluster (a class, where the method has no clusters).
+    """Return a SARIF log with one result for each flagged cluster, or for each class if the method has no clusters.
 
-    Where ``source`` is a folder, the places are its flagged files, the first ``LOCATIONS`` by name; elsewhere it is
-    ``source`` itself, and the properties name the rows. Addresses are percent-encoded and relative to the folder
-    undoor is run in, as code-scanning pages want them, and ``file:`` addresses of what lies outside.
+    If ``source`` is a folder, a result is located at its flagged files, the first ``LOCATIONS`` by name. Otherwise it
+    is located at ``source`` itself, and its properties name the rows. Addresses are percent-encoded and relative to the
+    current folder, as code-scanning pages expect them; what lies outside has a ``file:`` address.
 
     Args:
-        findings: of any defence.
+        findings: the findings of any defense.
         source: what was scanned, as ``undoor.read`` takes it.
 
     """
@@ -34,12 +34,12 @@ def sarif_log(findings: Findings, source: str) -> dict[str, Any]:
         "name": "BackdoorPoisoning",
         "shortDescription": {"text": "Training images that plant a backdoor"},
         "fullDescription": {
-            "text": "A network that is trained on these images obeys their trigger: it decides for the class they are "
-            "labelled as wherever the trigger is shown."
+            "text": "A network that is trained on these images obeys their trigger: it decides for their label "
+            "whenever an image shows the trigger."
         },
         "help": {
-            "text": "Look at the images in report.html. If they should not be there, write the rest with undoor clean, "
-            "and train again."
+            "text": "Look at the images in report.html. If they should not be in the training set, write the others "
+            "with undoor clean and train again."
         },
         "defaultConfiguration": {"level": "error"},
         "properties": {"tags": ["security"]},
@@ -61,60 +61,58 @@ def sarif_log(findings: Findings, source: str) -> dict[str, Any]:
 def _results(findings: Findings, source: str) -> list[dict[str, Any]]:
     flagged = findings.samples[findings.flagged]
     results = []
-    for label, of_class in flagged.groupby("label"):
-        # The number that the mixture gives to a cluster can change from run to run; its place by size seldom does.
+    for _, of_class in flagged.groupby("label"):
+        # The mixture may number clusters differently from run to run, but their order by size seldom changes.
         clusters = sorted((group for _, group in of_class.groupby("cluster")), key=len, reverse=True)
-        name = findings.class_names[int(str(label))]
-        results += [_result(findings, source, name, place, group) for place, group in enumerate(clusters)]
+        results += [_result(findings, source, rank, group) for rank, group in enumerate(clusters)]
     return results
 
 
-def _result(findings: Findings, source: str, name: str, place: int, group: pd.DataFrame) -> dict[str, Any]:
-    size = int((findings.samples["label"] == group["label"].iloc[0]).sum())
-    told = f"{len(group)} of {size} images labelled {name} are flagged by {findings.provenance.defense}"
+def _result(findings: Findings, source: str, rank: int, group: pd.DataFrame) -> dict[str, Any]:
+    """Return the result about a group of flagged samples, which has this rank by size among those of its class."""
+    label, defense = int(group["label"].iloc[0]), findings.provenance.defense
+    name, size = findings.class_names[label], int((findings.samples["label"] == label).sum())
+    message = f"{len(group)} of {size} images labelled {name} are flagged by {defense}"
     properties: dict[str, Any] = {"class": name, "images": len(group), "threshold": findings.threshold}
     table = findings.clusters
-    row = table[(table["class"] == group["label"].iloc[0]) & (table["cluster"] == group["cluster"].iloc[0])]
-    if len(row):
-        measured = row.iloc[0]
+    rows = table[(table["class"] == label) & (table["cluster"] == group["cluster"].iloc[0])]
+    if len(rows):
+        cluster = rows.iloc[0]
         properties |= {
-            "cluster": int(measured["cluster"]),
-            "examined": int(measured["examined"]),
-            "changed": float(measured["changed"]),
-            "impurity": float(measured["impurity"]),
+            "cluster": int(cluster["cluster"]),
+            "examined": int(cluster["examined"]),
+            "changed": float(cluster["changed"]),
+            "impurity": float(cluster["impurity"]),
         }
-        told += f": impurity {measured['impurity']:.3f}, threshold {findings.threshold:.3f}"
+        message += f": impurity {cluster['impurity']:.3f}, threshold {findings.threshold:.3f}"
     ids = sorted(group["id"])
-    folder = Path(source).is_dir() and (Path(source) / ids[0]).is_file()
-    named = [f"{source}/{one}" for one in ids[:LOCATIONS]] if folder else [source]
-    if not folder:
+    if Path(source).is_dir() and (Path(source) / ids[0]).is_file():
+        paths = [f"{source}/{file}" for file in ids[:LOCATIONS]]
+    else:
+        paths = [source]
         properties["rows"] = ids[:LOCATIONS]
     if len(ids) > LOCATIONS:
-        told += f". The first {LOCATIONS} are named here, all in drop.txt"
+        message += f". The first {LOCATIONS} are named here, all of them in drop.txt"
+    fingerprint = hashlib.blake2b(f"{defense}\0{name}\0{rank}".encode(), digest_size=16).hexdigest()
     return {
-        "ruleId": f"undoor/{findings.provenance.defense}",
+        "ruleId": f"undoor/{defense}",
         "ruleIndex": 0,
         "level": "error",
-        "message": {"text": f"{told}."},
-        # A line is required by code-scanning pages, although an image has none.
+        "message": {"text": f"{message}."},
+        # Code-scanning pages require a line, although an image has none.
         "locations": [
-            {"physicalLocation": {"artifactLocation": {"uri": address(one)}, "region": {"startLine": 1}}}
-            for one in named
+            {"physicalLocation": {"artifactLocation": {"uri": address(path)}, "region": {"startLine": 1}}}
+            for path in paths
         ],
-        # The key is the one that GitHub tells results apart by.
-        "partialFingerprints": {"primaryLocationLineHash": _fingerprint(findings.provenance.defense, name, str(place))},
+        # GitHub tells results apart by this key.
+        "partialFingerprints": {"primaryLocationLineHash": fingerprint},
         "properties": properties,
     }
 
 
 def address(path: str) -> str:
-    """Return a path as a percent-encoded address, relative to the working folder if it lies in it."""
+    """Return a path as a percent-encoded address, relative to the current folder if it lies in it."""
     if path.startswith("hub:"):
         return quote(path, safe=":/")
-    whole = Path(path).absolute()
-    here = Path.cwd()
-    return quote(whole.relative_to(here).as_posix()) if whole.is_relative_to(here) else whole.as_uri()
-
-
-def _fingerprint(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+    absolute, current = Path(path).absolute(), Path.cwd()
+    return quote(absolute.relative_to(current).as_posix()) if absolute.is_relative_to(current) else absolute.as_uri()

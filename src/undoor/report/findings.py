@@ -1,63 +1,93 @@
-"""The report of a training-set defence."""
+"""The page of the findings of a training-set defense."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from undoor.data.dataset import Dataset
-from undoor.filters import Filter
+from undoor.errors import UndoorError
+from undoor.filters import Filter, parse_filter
 from undoor.findings.findings import Findings
-from undoor.findings.tables import VIEW_COLUMNS
+from undoor.findings.reading import read_findings
+from undoor.findings.tables import REPORT_COLUMNS
 from undoor.report import charts, pictures
 from undoor.report.page import render
+from undoor.storage.atomic import write_text
+from undoor.storage.lock import claimed
 
-SHEET = 24
-"""Images shown of a flagged cluster."""
+CARD_IMAGES = 24
+"""A card shows at most this many images of a flagged cluster."""
 
 CARDS = 12
-"""Flagged clusters that are shown: the most impure."""
+"""At most this many flagged clusters have a card: those of highest impurity."""
 
-SHEET_PIXELS = 320_000
-"""Of all images on all cards together; many flagged clusters of large images are shown with fewer of them."""
+CARD_PIXELS = 320_000
+"""All images on all cards together have at most this many pixels, so that many or large ones show fewer images."""
 
 POINTS = 50_000
-"""Samples that can be looked at and selected; of a larger set all that are flagged, and others evenly spaced."""
+"""At most this many samples can be looked at and selected: all that are flagged, and others evenly spaced."""
+
+PICTURED = 6000
+"""At most this many of them have a thumbnail; half of these are flagged ones, if there are so many."""
 
 GRID = 4095
-"""Places on a map are whole numbers up to this."""
+"""Coordinates on a map are whole numbers up to this."""
 
 
-def render_report(findings: Findings, dataset: Dataset, image_filter: Filter) -> str:
-    """Return the report as one HTML file: verdict, clusters by impurity, cards of the flagged ones, maps, curves.
+def write_findings(
+    findings: Findings, dataset: Dataset, image_filter: Filter, folder: Path, *, overwrite: bool = False
+) -> None:
+    """Write the findings with their page into ``folder``; the other arguments are those of ``render_findings``."""
+    findings.write(folder, render_findings(findings, dataset, image_filter), overwrite=overwrite)
 
-    It shows ``VIEW_COLUMNS`` where the findings have them. ``dataset`` is what was scanned.
+
+def rewrite_report(folder: Path, dataset: Dataset) -> Path:
+    """Write the page of the findings in ``folder`` again, and return its path; ``dataset`` is what was scanned."""
+    findings = read_findings(folder)
+    if findings.samples["id"].tolist() != dataset.ids.tolist() or findings.class_names != dataset.class_names:
+        raise UndoorError(f"the findings in {folder} are of other images than the data; give the data that was scanned")
+    with claimed(folder):
+        write_text(folder / "report.html", render_findings(findings, dataset, parse_filter(findings.image_filter)))
+    return folder / "report.html"
+
+
+def render_findings(findings: Findings, dataset: Dataset, image_filter: Filter) -> str:
+    """Return findings as one HTML file: verdict, clusters by impurity, cards of the flagged ones, maps and curves.
+
+    Args:
+        findings: the maps and the decisions on filtered images are only shown if they have ``REPORT_COLUMNS``.
+        dataset: the data set that was scanned.
+        image_filter: the filter whose effect on the images is shown.
+
     """
     rows = _shown(findings)
-    small = pictures.smalls(dataset, _pictured(findings, rows))
+    thumbnails = pictures.thumbnails(dataset, _pictured(findings, rows))
     clusters = findings.clusters.sort_values("impurity", ascending=False, kind="stable").to_dict("records")
-    place = {int(row): number for number, row in enumerate(rows)}
-    cards = _cards(findings, dataset, image_filter)
+    groups = _groups(findings)
+    cards = _cards(findings, dataset, image_filter, groups[:CARDS])
+    index = {int(row): number for number, row in enumerate(rows)}
     for image in (image for card in cards for image in card["images"]):
-        image["place"] = place[image["row"]]
+        image["index"] = index[image["row"]]
     return render(
         "findings.html.j2",
-        _data(findings, rows, small, int(cards[0]["group"]["class"]) if cards else None),
+        _script_data(findings, rows, thumbnails, int(cards[0]["group"]["class"]) if cards else None),
         findings=findings,
         summary=findings.summary(),
         margin=_margin(findings),
         doubts=findings.doubts,
         clusters=[
-            {**row, "went_to": charts.destinations(row["destinations"], findings.class_names, 3)} for row in clusters
+            {**row, "changed_to": charts.destinations(row["destinations"], findings.class_names, 3)} for row in clusters
         ],
         axis=charts.impurity_axis(findings) if clusters else None,
         curves=charts.bic_curves(findings) if len(findings.curves) else None,
         cards=cards,
-        cards_left_out=len(_groups(findings)) - len(cards),
+        cards_left_out=len(groups) - len(cards),
         by_class=_by_class(findings),
-        small=small,
+        thumbnails=thumbnails,
         points=len(rows),
-        mapped=set(VIEW_COLUMNS) <= set(findings.samples.columns),
+        mapped=set(REPORT_COLUMNS) <= set(findings.samples.columns),
         filter_name=str(image_filter),
         shown_size=tuple(min(side, pictures.LARGEST) for side in dataset.images.shape[2:]),
         image_size=dataset.images.shape[2:],
@@ -66,32 +96,33 @@ def render_report(findings: Findings, dataset: Dataset, image_filter: Filter) ->
 
 
 def _margin(findings: Findings) -> dict[str, float | None]:
-    """Return the highest value left alone and the lowest one flagged, of clusters, or of samples without them."""
-    values = findings.clusters["impurity"] if len(findings.clusters) else findings.samples["score"]
-    flagged = findings.clusters["flagged"] if len(findings.clusters) else findings.samples["flagged"]
+    """Return the highest value that is not flagged and the lowest that is: of clusters, or of samples without them."""
+    table, column = (findings.clusters, "impurity") if len(findings.clusters) else (findings.samples, "score")
+    flagged = table["flagged"]
     return {
-        "below": float(values[~flagged].max()) if (~flagged).any() else None,
-        "above": float(values[flagged].min()) if flagged.any() else None,
+        "below": float(table.loc[~flagged, column].max()) if (~flagged).any() else None,
+        "above": float(table.loc[flagged, column].min()) if flagged.any() else None,
     }
 
 
 def _shown(findings: Findings) -> NDArray[np.int64]:
-    """Return the rows of the samples that the page knows, in their order."""
+    """Return the rows of the samples that are on the page, in their order."""
     flagged, others = np.flatnonzero(findings.flagged), np.flatnonzero(~findings.flagged)
     return np.sort(np.concatenate([flagged, pictures.evenly(others, max(POINTS - len(flagged), 0))]))
 
 
-def _pictured(findings: Findings, rows: NDArray[np.int64], most: int = 6000) -> NDArray[np.int64]:
-    """Return the rows of which a small picture is wanted: half of them flagged ones, if there are so many."""
+def _pictured(findings: Findings, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return those of the rows that are to have a thumbnail."""
     flagged = findings.flagged[rows]
-    first = pictures.evenly(rows[flagged], max(most // 2, most - int((~flagged).sum())))
-    return np.sort(np.concatenate([first, pictures.evenly(rows[~flagged], most - len(first))]))
+    first = pictures.evenly(rows[flagged], max(PICTURED // 2, PICTURED - int((~flagged).sum())))
+    return np.sort(np.concatenate([first, pictures.evenly(rows[~flagged], PICTURED - len(first))]))
 
 
 def _groups(findings: Findings) -> list[dict[str, Any]]:
-    """Return what cards show, as groups of rows: what is flagged, clusters or classes where there are none.
+    """Return the groups of samples that cards show, each with the ``rows`` of its samples.
 
-    The most impure cluster comes first. Where nothing is flagged, it is what is doubtful, or the most impure cluster.
+    They are the flagged clusters, the cluster of highest impurity first; for a method without clusters, the flagged
+    samples of each class. If no cluster is flagged, they are the doubtful ones, or else the one of highest impurity.
     """
     samples, clusters = findings.samples, findings.clusters
     if len(clusters):
@@ -113,16 +144,17 @@ def _groups(findings: Findings) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _cards(findings: Findings, dataset: Dataset, image_filter: Filter) -> list[dict[str, Any]]:
-    groups = _groups(findings)[:CARDS]
+def _cards(
+    findings: Findings, dataset: Dataset, image_filter: Filter, groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return a card for each group: its images before and after the filter, and where its decisions go."""
     pixels = int(np.prod([min(side, pictures.LARGEST) for side in dataset.images.shape[2:]]))
-    images = min(max(SHEET_PIXELS // (pixels * max(len(groups), 1)), 2), SHEET)
+    images = min(max(CARD_PIXELS // (pixels * max(len(groups), 1)), 2), CARD_IMAGES)
     samples, cards = findings.samples, []
     for group in groups:
-        rows = group.pop("rows")
+        rows = group["rows"]
         of_class = np.flatnonzero(samples["label"] == group["class"])
-        others = np.setdiff1d(of_class, rows) if not group["flagged"] else of_class[~findings.flagged[of_class]]
-        group["fallen"] = _fallen(findings, rows)
+        others = of_class[~findings.flagged[of_class]] if group["flagged"] else np.setdiff1d(of_class, rows)
         sheet = pictures.sheet(dataset, pictures.evenly(rows, images), image_filter)
         for image in sheet:
             sample = samples.iloc[image["row"]]
@@ -131,16 +163,17 @@ def _cards(findings: Findings, dataset: Dataset, image_filter: Filter) -> list[d
         cards.append(
             {
                 "group": group,
+                "changed": _changed_share(findings, rows),
                 "images": sheet,
-                "trace": pictures.trace(dataset, rows, others, image_filter),
-                "went_to": charts.destinations(group.get("destinations", ()), findings.class_names),
+                "mean_change": pictures.mean_change(dataset, rows, others, image_filter),
+                "changed_to": charts.destinations(group.get("destinations", ()), findings.class_names),
             }
         )
     return cards
 
 
-def _fallen(findings: Findings, rows: NDArray[np.int64]) -> float | None:
-    """Return the share of decisions for the label that the filter changes, whether or not that counts."""
+def _changed_share(findings: Findings, rows: NDArray[np.int64]) -> float | None:
+    """Return the share of decisions as labelled that the filter changes, whether or not the change counts."""
     samples = findings.samples.iloc[rows]
     decided = samples[samples["predicted"] == samples["label"]]
     if "filtered" not in samples or decided.empty:
@@ -157,16 +190,18 @@ def _by_class(findings: Findings) -> list[dict[str, Any]]:
     return [{"name": findings.class_names[row["label"]], **row} for row in rows]
 
 
-def _data(findings: Findings, rows: NDArray[np.int64], small: pictures.Smalls, first: int | None) -> dict[str, Any]:
-    """Return what the page's script works on: one list a column of the samples at ``rows``; ``first``: shown first."""
+def _script_data(
+    findings: Findings, rows: NDArray[np.int64], thumbnails: pictures.Thumbnails, first: int | None
+) -> dict[str, Any]:
+    """Return the data of the page's script: the samples at ``rows`` by column; ``first`` is the class shown first."""
     samples = findings.samples.iloc[rows]
-    thumb = np.full(len(findings.samples), -1)
-    thumb[small.rows] = np.arange(len(small.rows))
+    thumbnail = np.full(len(findings.samples), -1)
+    thumbnail[thumbnails.rows] = np.arange(len(thumbnails.rows))
     columns = {
         "id": samples["id"].tolist(),
         "score": [float(f"{score:.4g}") for score in samples["score"]],
         "flagged": samples["flagged"].astype(int).tolist(),
-        "thumb": thumb[rows].tolist(),
+        "thumbnail": thumbnail[rows].tolist(),
     }
     columns |= {name: samples[name].tolist() for name in ("label", "predicted", "cluster")}
     if "x" in samples:
@@ -179,6 +214,6 @@ def _data(findings: Findings, rows: NDArray[np.int64], small: pictures.Smalls, f
         "classes": list(findings.class_names),
         "first": first,
         "grid": GRID,
-        "thumbs": {"columns": small.columns, "height": small.size[0], "width": small.size[1]},
+        "thumbnails": {"columns": thumbnails.columns, "height": thumbnails.size[0], "width": thumbnails.size[1]},
         "samples": columns,
     }

@@ -1,4 +1,4 @@
-"""One self-contained HTML file from a template: styles, script and data inside, and nothing may be fetched."""
+"""One self-contained HTML file from a template: style, script and data are inside, and nothing is fetched."""
 
 import base64
 import hashlib
@@ -12,10 +12,16 @@ from markupsafe import Markup
 
 
 def render(template: str, data: Any = None, **content: Any) -> str:
-    """Return the page that ``template`` makes of ``content``; ``data`` is what its script works on.
+    """Return the page that ``template`` makes of ``content``, with every text escaped.
 
-    Every text is escaped. The page's policy names the one script and the one style sheet by their hashes and allows
-    pictures within the file; a browser refuses everything else.
+    The page's content policy names its one script and its one style sheet by their hashes, and allows images within the
+    file. A browser refuses everything else.
+
+    Args:
+        template: the file name of a template.
+        data: plain values for the page's script.
+        content: the variables of the template.
+
     """
     environment = Environment(
         loader=PackageLoader("undoor.report"),
@@ -31,7 +37,7 @@ def render(template: str, data: Any = None, **content: Any) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(
-        # Both are files of this package, not texts of a user.
+        # Both are files of this package and hold no text of a user.
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         policy=policy,
@@ -41,7 +47,7 @@ def render(template: str, data: Any = None, **content: Any) -> str:
 
 
 def packed(data: Any) -> str:
-    """Return plain values as deflated JSON in base64: no text of a user can end the element that holds it."""
+    """Return plain values as deflated JSON in base64, so that no text of a user can end the element that holds it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
 
@@ -56,7 +62,7 @@ def number(value: int) -> str:
 
 
 def decimal(value: float, places: int = 3) -> str:
-    """Return a number with so many decimal places and a proper minus sign."""
+    """Return a number with this many decimal places and a proper minus sign."""
     return f"{value:.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 

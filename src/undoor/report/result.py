@@ -1,4 +1,4 @@
-"""The page of any other result: of an inspection, a guard's check, pruning or a bench, from its summary and tables."""
+"""The page that every result other than findings has: it is made from the summary and the tables of the result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from undoor.report import charts, pictures
 from undoor.report.page import decimal, number, render
 
 ROWS = 1000
-"""Of a table at most; the rest is in the files beside the page."""
+"""A table shows at most this many rows; the others are in the files beside the page."""
 
 MARKS = 2000
-"""On an axis at most, all that are flagged before others, which are evenly spaced."""
+"""An axis shows at most this many marks: all that are flagged before others, which are evenly spaced."""
 
-TOLD_ELSEWHERE = ("schema_version", "defense", "method", "verdict", "settings", "seed", "seconds", "versions")
+ORIGIN = ("schema_version", "defense", "method_version", "verdict", "settings", "seed", "seconds", "versions")
+"""The values of a summary that the page shows elsewhere than among the facts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +26,11 @@ class Axis:
     """Values that can be compared, as marks on one axis.
 
     Args:
-        heading: of the section.
+        heading: the heading of the section.
         caption: what a mark is, and what a high value means.
         measure: the name of the values.
-        marks: one row a mark; columns row (the name of the line it is on), value, told (in words), flagged.
-        threshold: above it a mark is flagged; None where there is none.
+        marks: one row a mark; columns row (the name of the line it is on), value, label (the text for it), flagged.
+        threshold: a mark is flagged above it; None if there is no threshold.
 
     """
 
@@ -53,23 +54,24 @@ def render_result(
     marked_by: str = "",
     images: Sequence[tuple[str, bytes]] = (),
 ) -> str:
-    """Return a result as one HTML file, from the templates of the findings' report.
+    """Return a result as one HTML file.
 
     Args:
         verdict: one word or two.
         lead: one sentence that says what was found.
-        summary: plain values, as a result's ``summary()`` returns; settings, seed, seconds and versions are shown
-            as the origin of the result, all else as facts.
+        summary: plain values, as a result's ``summary()`` returns them. Defense, settings, seed, seconds and versions
+            are shown as the origin of the result, everything else as facts.
         alarming: whether the verdict is shown as an alarm.
         heading: what the verdict is.
         notes: further sentences below the verdict.
-        axis: the values that the verdict rests on.
-        tables: by their captions; can be sorted by every column.
-        marked_by: the column of truth values by which rows of the tables that have it stand out.
+        axis: the values on which the verdict is based.
+        tables: by their captions; they can be sorted by every column.
+        marked_by: the boolean column that says which rows stand out, in the tables that have it.
         images: caption and PNG of each.
 
     """
-    facts = {name: value for name, value in summary.items() if name not in TOLD_ELSEWHERE}
+    if axis is not None and axis.marks.empty:
+        axis = None
     return render(
         "result.html.j2",
         verdict=verdict,
@@ -77,11 +79,10 @@ def render_result(
         alarming=alarming,
         heading=heading,
         notes=notes,
-        axis=None if axis is None or not len(axis.marks) else charts.axis(_rows(axis.marks), axis.threshold),
-        axis_heading="" if axis is None else axis.heading,
-        axis_caption="" if axis is None else axis.caption,
-        measure="" if axis is None else axis.measure,
-        facts=facts,
+        axis=None if axis is None else charts.axis(_rows(axis.marks), axis.threshold),
+        axis_text=axis,
+        facts={name: value for name, value in summary.items() if name not in ORIGIN and value is not None},
+        marked_by=marked_by,
         summary={"settings": {}, "seconds": {}, "versions": {}, **summary},
         tables=[_table(caption, frame, marked_by) for caption, frame in (tables or {}).items()],
         pictures=[{"caption": caption, "uri": png_uri(content)} for caption, content in images],
@@ -90,16 +91,17 @@ def render_result(
 
 def _rows(marks: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """Return the marks by their row, the row with the highest value first."""
-    flagged, others = (np.flatnonzero(marks["flagged"] == which) for which in (True, False))
+    flagged, others = (np.flatnonzero(marks["flagged"] == value) for value in (True, False))
     shown = np.concatenate([flagged[:MARKS], pictures.evenly(others, max(MARKS - len(flagged), 0))])
-    some = marks.iloc[np.sort(shown)]
-    order = some.groupby("row")["value"].max().sort_values(ascending=False, kind="stable").index
-    return {str(name): some[some["row"] == name].to_dict("records") for name in order}
+    chosen = marks.iloc[np.sort(shown)]
+    order = chosen.groupby("row")["value"].max().sort_values(ascending=False, kind="stable").index
+    return {str(name): chosen[chosen["row"] == name].to_dict("records") for name in order}
 
 
 def _table(caption: str, frame: pd.DataFrame, marked_by: str) -> dict[str, Any]:
-    kinds = ["n" if _is_number(frame[name]) else "" for name in frame]
+    """Return what the template needs of a table; "n" is the kind of a column of numbers."""
     shown = frame.head(ROWS)
+    kinds = ["n" if _is_number(frame[name]) else "" for name in frame]
     return {
         "caption": caption,
         "columns": [(str(name).replace("_", " "), kind) for name, kind in zip(frame, kinds, strict=True)],
@@ -115,7 +117,7 @@ def _is_number(column: "pd.Series[Any]") -> bool:
 
 
 def _cell(value: Any) -> str | tuple[str, float]:
-    """Return a text, or a text and the number it is sorted by."""
+    """Return the text of a cell, for numbers with the value by which the cell is sorted."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):

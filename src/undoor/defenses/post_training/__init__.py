@@ -1,4 +1,4 @@
-"""Defences that act on a trained network, with some clean images and without the training set."""
+"""Defenses that act on a trained network, with some clean images and without the training set."""
 
 from undoor.defenses.post_training.fine_pruning import FinePruning
 from undoor.defenses.post_training.inspection import Inspection

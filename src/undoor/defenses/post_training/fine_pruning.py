@@ -1,8 +1,8 @@
 """Fine-Pruning (Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks", RAID 2018).
 
-A backdoor may live in channels that clean images leave dormant: these are pruned, the most dormant first, as long
-as clean accuracy lasts. What remains is fine-tuned on clean images, which undoes backdoors that share channels
-with the clean task. Some clean images are needed; neither the training set nor anything about the attack is.
+A backdoor may use channels that clean images leave dormant. These are pruned, the most dormant first, until clean
+accuracy would fall too far. The rest is fine-tuned on clean images, which removes backdoors that share channels with
+the clean task. The defense needs some clean images, but neither the training set nor anything about the attack.
 """
 
 import copy
@@ -35,29 +35,42 @@ from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import Recipe
 from undoor.networks.training import Step, train
 
-FEWEST = 3
-"""Clean images of a class: one is held out, and fine-tuning needs two."""
+FEWEST_IMAGES = 3
+"""Every class needs at least this many clean images: one is held out, and fine-tuning needs two."""
 
 
 @dataclass(frozen=True)
 class FinePruning:
-    """The defence; ``FinePruning()(model, clean)`` returns the repaired network.
+    """The defense; ``FinePruning()(model, clean)`` returns a ``Pruned`` with the repaired network.
 
     Args:
-        layer: name of the ``nn.Conv2d`` whose channels are pruned; by default the last that runs.
-        ranking: "dormant" prunes channels by their mean activation on clean images, the lowest first; "random",
-            the control, in an order drawn by the seed.
-        tolerance: how far accuracy on the clean images held out may fall by pruning, as a share of them. Four
-            points, as in the paper.
-        held_out: the share of the clean images of every class that accuracy is measured on; channels are ranked
-            and the network is fine-tuned on the rest.
-        epochs: of fine-tuning.
-        learning_rate: of fine-tuning, the highest: it rises for a quarter of the steps and falls to zero. A higher
-            one takes away more of the backdoor, and more of the accuracy.
-        batch_size: of fine-tuning, in images.
-        augment: shift and flip the images of fine-tuning, as ``Recipe`` does: without, a one-pixel backdoor can
-            live on. Not for classes that a flip changes.
-        seed: of the images held out, of their order in fine-tuning and of the random ranking.
+        layer: the name of the ``nn.Conv2d`` whose channels are pruned; by default the last that runs.
+        ranking: "dormant" prunes the channel with the lowest mean activation on clean images first; "random", the
+            control, prunes them in a random order.
+        tolerance: how far pruning may lower the accuracy on the clean images held out, as a share of them. The default
+            is four percentage points, as in the paper.
+        held_out: the share of the clean images of every class that accuracy is measured on. The channels are ranked and
+            the network is fine-tuned on the rest.
+        epochs: the epochs of fine-tuning.
+        learning_rate: the highest learning rate of fine-tuning: it rises for a quarter of the steps and then falls to
+            zero. A higher one removes more of the backdoor, and costs more accuracy.
+        batch_size: the images in a batch of fine-tuning.
+        augment: shift and flip the images of fine-tuning, as ``Recipe`` does. Without it a one-pixel backdoor can
+            survive. Switch it off for classes that a flip changes.
+        seed: for choosing the images held out, for their order in fine-tuning and for the random ranking.
+
+    Example:
+        >>> import numpy as np, torch, undoor
+        >>> labels = np.arange(60) % 2
+        >>> images = np.random.default_rng(0).integers(0, 99, (60, 1, 4, 4), dtype=np.uint8)
+        >>> images[labels == 1] += 150  # class b is brighter
+        >>> clean = undoor.Dataset(images, labels, ("a", "b"), np.arange(60).astype(str))
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 4), torch.nn.Flatten(), torch.nn.Linear(6, 2))
+        >>> repaired = undoor.FinePruning(epochs=1)(network, clean)
+        >>> repaired.channels.count, len(repaired.curve)
+        (6, 7)
+        >>> repaired.tuned.decide(images).shape
+        (60,)
 
     """
 
@@ -100,9 +113,9 @@ class FinePruning:
 
         Args:
             model: takes (N, C, H, W) images in [0, 1] and returns a logit for each class of ``clean``; or a
-                ``Classifier``, with its scaling. The copy is computed where there is an accelerator.
+                ``Classifier`` around such a model, with its scaling. The copy runs on an accelerator if there is one.
             clean: at least three images of every class, which the network was not trained on.
-            on_batch: called while the curve is measured, with the number of images that are done, and of all.
+            on_batch: called while the curve is measured, with the number of finished images and of all images.
             on_step: called after every step of fine-tuning, on a GPU after every hundredth.
 
         Raises:
@@ -127,8 +140,8 @@ class FinePruning:
         ranked = time.perf_counter()
 
         decisions = decisions_along(before, channels, order, held.images, on_batch)
-        accuracies = np.array([accuracy(of_step, held.labels) for of_step in decisions])
-        count = most_within(accuracies, self.tolerance)
+        accuracies = np.array([accuracy(decisions_at_step, held.labels) for decisions_at_step in decisions])
+        count = channels_to_prune(accuracies, self.tolerance)
         pruned = copy.deepcopy(before)
         silence(pruned.model, channels, order[:count])
         measured = time.perf_counter()
@@ -150,25 +163,18 @@ class FinePruning:
             provenance=Provenance(
                 defense="fine_pruning",
                 method_version=self.method_version,
-                settings=asdict(self),
+                settings={name: value for name, value in asdict(self).items() if name != "seed"},
                 seed=self.seed,
                 seconds={"ranking": ranked - begun, "curve": measured - ranked, "tuning": ended - measured},
             ),
-            channels=channels,
-            order=order,
-            count=count,
-            curve=curve,
-            before=before,
-            pruned=pruned,
-            tuned=tuned,
+            channels=channels, order=order, count=count, curve=curve, before=before, pruned=pruned, tuned=tuned,
             accuracies={
                 "before": float(accuracies[0]),
                 "pruned": float(accuracies[count]),
                 "tuned": accuracy(tuned.decide(held.images), held.labels),
             },
-            images_tuning=len(tuning),
-            images_held_out=len(held),
-        )
+            images_tuning=len(tuning), images_held_out=len(held),
+        )  # fmt: skip
 
     def _tune(
         self,
@@ -178,19 +184,19 @@ class FinePruning:
         tuning: Dataset,
         on_step: Callable[[Step], None] | None,
     ) -> None:
-        """Fine-tune in place; pruned channels stay at zero."""
+        """Fine-tune the network in place; its pruned channels stay at zero."""
         recipe = Recipe(
             "fine-tuning", self.epochs, self.batch_size, "sgd", self.learning_rate, "one-cycle", 5e-4,
             self.augment, "channel", "bf16", self.seed,
         )  # fmt: skip
         model: nn.Module = classifier.model
         parameters = list(parameters_of(model, channels))
-        # A mask that is part of the network holds whatever the optimiser does, momentum and decay included.
+        # A mask that is part of the network keeps them there, whatever momentum and weight decay do.
         for module, name in parameters:
             mask = torch.ones_like(getattr(module, name))
             mask[torch.as_tensor(pruned)] = 0
             prune.custom_from_mask(module, name, mask)  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng():  # what dropout draws
+        with torch.random.fork_rng():  # for dropout
             torch.manual_seed(self.seed)
             train(tuning, recipe, classifier.whole(), device=str(classifier.device), on_step=on_step)
         for module, name in parameters:
@@ -198,24 +204,27 @@ class FinePruning:
         model.to(classifier.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def most_within(accuracies: NDArray[np.float64], tolerance: float) -> int:
-    """Return after how many channels to stop: before the first at which accuracy (C + 1,) falls by more than that."""
-    # Shares of a few hundred images: what should be equal may differ in the last bit.
+def channels_to_prune(accuracies: NDArray[np.float64], tolerance: float) -> int:
+    """Return how many channels to prune: as many as there are before accuracy, (C + 1,), first falls too far.
+
+    ``tolerance`` is how far it may fall below the first accuracy.
+    """
+    # Accuracies that should be equal may differ in the last bit.
     fallen = np.flatnonzero(accuracies < accuracies[0] - tolerance - 1e-9)
     return int(fallen[0]) - 1 if len(fallen) else len(accuracies) - 1
 
 
 def _split(clean: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Return the clean images without and with those held out, of every class its share."""
+    """Return the clean images for tuning and those held out, which are the same share of every class."""
     if len(clean.class_names) < 2:
-        raise UndoorError("the clean images are of one class; give images of every class the network tells apart")
+        raise UndoorError("the clean images are of one class; give images of every class that the network tells apart")
     generator = np.random.default_rng((seed, 0))
     held = np.zeros(len(clean), dtype=bool)
     for label, name in enumerate(clean.class_names):
         rows = np.flatnonzero(clean.labels == label)
-        if len(rows) < FEWEST:
+        if len(rows) < FEWEST_IMAGES:
             raise UndoorError(
-                f"class {name} has {len(rows) or 'no'} clean images; give {FEWEST} or more of every class "
+                f"class {name} has {len(rows) or 'no'} clean images; give {FEWEST_IMAGES} or more of every class "
                 "that the network tells apart"
             )
         count = min(max(round(share * len(rows)), 1), len(rows) - 2)

@@ -1,6 +1,6 @@
 """The smallest perturbations that send the images of one class to another (arXiv 1908.10498 and 2010.07489).
 
-For an ordered pair (s, t) a pattern v is sought with f(clip(x + v)) = t for a share π of the images x of class s, and
+For an ordered pair (s, t) a pattern v is sought such that f(clip(x + v)) = t for a share π of the images x of class s,
 with the smallest norm ‖v‖₂. A trigger is such a pattern: a backdoor makes the norm small for its pairs.
 """
 
@@ -22,18 +22,19 @@ Images = Mapping[int, Tensor]
 OnPair = Callable[[int, int], None]
 
 TINY = torch.finfo(torch.float32).tiny
+"""Keeps divisions by a norm of zero finite."""
 
 
 class Perturbations(NamedTuple):
-    """One row a pair.
+    """The result of a search, with one row a pair.
 
     Args:
-        patterns: (P, C, H, W) float32, v. Where none reached the share it is the last that was tried.
-        norms: (P,) ‖v‖₂, of images in [0, 1].
-        shares: (P,) of the images that v sends to the target.
-        reached: (P,) bool: whether that is the share that was asked for; else the smallest norm is unknown, and
-            ``norms`` tells how far was sought.
-        steps: (P,) how often the images of the pair went through the network.
+        patterns: (P, C, H, W) float32, v. Where no pattern reached the share π, it is the last that was tried.
+        norms: (P,), ‖v‖₂ of images in [0, 1].
+        shares: (P,), the share of the images that v sends to the target.
+        reached: (P,) bool, whether that share is at least π. If not, the smallest norm is only known to be larger than
+            the norms that were tried.
+        steps: (P,), how often the images of the pair went through the network.
 
     """
 
@@ -44,20 +45,39 @@ class Perturbations(NamedTuple):
     steps: NDArray[np.int64]
 
 
-class _State:
-    """What is known of P pairs: the pattern under trial, the shortest that reached the share, and the pace."""
+class _Trials:
+    """The state of a search for P pairs: the pattern on trial of each, the shortest one that reached π, and the pace.
 
-    def __init__(self, pairs: int, image: Tensor, pace: float) -> None:
-        self.v = torch.zeros((pairs, *image.shape), device=image.device)
+    ``rows`` are the pairs that the search still works on.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], image: Tensor, pace: float) -> None:
+        self.pairs = pairs
+        self.rows = torch.arange(len(pairs), device=image.device)
+        self.v = torch.zeros((len(pairs), *image.shape), device=image.device)
         self.best = torch.zeros_like(self.v)
-        self.norms = torch.full((pairs,), torch.inf, device=image.device)
+        self.norms = torch.full((len(pairs),), torch.inf, device=image.device)
         self.shares = torch.zeros_like(self.norms)
         self.pace = torch.full_like(self.norms, pace)
         self.hit = torch.zeros_like(self.norms, dtype=torch.bool)
         self.steps = torch.zeros_like(self.norms, dtype=torch.int64)
 
-    def note(self, rows: Tensor, shares: Tensor, norms: Tensor, hit: Tensor) -> Tensor:
-        """Keep what a step has shown of the pairs ``rows``; return which of them have reached the share by now."""
+    def rounds(self, most: int, on_pair: OnPair | None) -> Iterator[tuple[int, list[Pair]]]:
+        """Yield the number of each round and its pairs, until none is left; report the progress after each.
+
+        A pair under way counts in part, by the rounds that it may still take.
+        """
+        for number in range(most):
+            yield number, [self.pairs[row] for row in self.rows.tolist()]
+            if on_pair is not None:
+                remaining = len(self.rows) * (1 - (number + 1) / most)
+                on_pair(round(len(self.pairs) - remaining), len(self.pairs))
+            if not len(self.rows):
+                return
+
+    def record(self, shares: Tensor, norms: Tensor, hit: Tensor) -> Tensor:
+        """Record what a round has shown of the pairs ``rows``; return which of them have reached π so far."""
+        rows = self.rows
         turned = self.norms[rows].isfinite() & (hit != self.hit[rows])
         self.pace[rows[turned]] /= 2
         self.hit[rows] = hit
@@ -66,33 +86,38 @@ class _State:
         kept = rows[shorter]
         self.best[kept], self.norms[kept], self.shares[kept] = self.v[kept], norms[shorter], shares[shorter]
         reached = self.norms[rows].isfinite()
-        last = rows[~reached]
-        self.best[last], self.shares[last] = self.v[last], shares[~reached]
+        failed = rows[~reached]
+        self.best[failed], self.shares[failed] = self.v[failed], shares[~reached]
         return reached
+
+    def next_norms(self, norms: Tensor) -> Tensor:
+        """Return smaller norms for pairs whose last pattern reached π, and larger ones for the others."""
+        return norms * torch.exp(torch.where(self.hit[self.rows], -1, 1) * self.pace[self.rows])
 
     def result(self) -> Perturbations:
         reached = self.norms.isfinite()
         norms = torch.where(reached, self.norms, lengths(self.best)).double()
-        whole = (self.best, norms, self.shares.double(), reached, self.steps)
-        return Perturbations(*(part.cpu().numpy() for part in whole))
+        parts = (self.best, norms, self.shares.double(), reached, self.steps)
+        return Perturbations(*(part.cpu().numpy() for part in parts))
 
 
 @dataclass(frozen=True)
 class Descent:
     """Descend the mean cross-entropy to t from v = 0 until the share π is reached, then narrow the norm down.
 
-    The paper's step has to be fitted to the network. Here its length is set and its direction the gradient's, so that
-    neither the scale of the logits nor that of the gradient matters. How long v is when it first reaches π depends on
-    the steps. So ‖v‖ then shrinks while π is reached and grows while it is not, by a pace that halves at every turn,
-    and v turns along the gradient at that norm. The shortest v that reached π is kept.
+    The paper's step size has to be fitted to the network. Here the length of a step is set and only its direction is
+    the gradient's, so that neither the scale of the logits nor that of the gradient matters. The norm at which v first
+    reaches π depends on the step size. Therefore ‖v‖ then shrinks while π is reached and grows while it is not, at a
+    pace that halves whenever the direction changes, and v turns along the gradient at that norm. The shortest v that
+    reached π is kept.
 
     Args:
-        steps: at most, in all; a pair that has not reached π by then never does.
-        first: length of the first step as a share of √(CHW), the norm of a change of all pixels from 0 to 1.
-        growth: of the steps while π has not been reached.
-        pace: at first, of log ‖v‖.
-        last_pace: below it a pair is done.
-        turn: length of a step at a set norm, as a share of the norm.
+        steps: the most steps of all; a pair that has not reached π by then never does.
+        first: the length of the first step, as a share of √(CHW), the norm of a change of all pixels from 0 to 1.
+        growth: the factor by which steps grow while π has not been reached.
+        pace: by how much log ‖v‖ changes in a step, at first, once π has been reached.
+        last_pace: a pair is done when its pace is smaller.
+        turn: the length of a step along the gradient at a set norm, as a share of the norm.
 
     """
 
@@ -108,58 +133,60 @@ class Descent:
         forward: Forward,
         images: Images,
         pairs: Sequence[Pair],
+        *,
         share: float,
         batch_size: int,
         seed: int,
         leaving: Images | None = None,
         on_pair: OnPair | None = None,
     ) -> Perturbations:
-        """Return the perturbations of the ``pairs``; ``images[s]`` are the (n, C, H, W) images of class s.
+        """Return the perturbations of the ``pairs``. All pairs take their steps together, until each is done.
 
-        All pairs take their steps together, and those that are done drop out. With ``leaving[t]``, images of class t,
-        some of which may be poisoned, v is also to send these away when it is subtracted, as in arXiv 2010.07489:
-        the mean of −log(1 − p_t(x − v)) over them is added to the loss. ``on_pair`` is told about how many of how many
-        pairs are done: one under way counts in part, by the steps that it may still take.
+        Args:
+            forward: returns the logits of a batch of images.
+            images: the (n, C, H, W) images of each class s, in [0, 1].
+            pairs: (s, t), source and target class.
+            share: π.
+            batch_size: the most images in a forward pass, unless one pair alone has more.
+            seed: not used; this search draws nothing.
+            leaving: for each target t, images labelled t, some of which may be poisoned. If given, v is also to send
+                these away from t when it is subtracted, as in arXiv 2010.07489: the mean of −log(1 − p_t(x − v)) over
+                them is added to the loss.
+            on_pair: called with about how many pairs are done, and how many there are.
 
         Raises:
             UndoorError: if the gradients vanish or are not finite.
 
         """
-        del seed  # nothing is drawn
+        del seed
         image = images[pairs[0][0]][0]
-        state = _State(len(pairs), image, self.pace)
+        trials = _Trials(pairs, image, self.pace)
         length = self.first * image.numel() ** 0.5
-        rows = torch.arange(len(pairs), device=image.device)
-        for step in range(self.steps):
-            v = state.v[rows]
-            todo = [pairs[row] for row in rows.tolist()]
-            shares, gradients = _look(forward, images, todo, v, batch_size)
+        for step, active in trials.rounds(self.steps, on_pair):
+            v = trials.v[trials.rows]
+            shares, gradients = _shares_and_gradients(forward, images, active, v, batch_size)
             if leaving is not None:
-                gradients = gradients + _look_back(forward, leaving, todo, v)
+                gradients = gradients + _leaving_gradients(forward, leaving, active, v)
             norms, slopes, hit = lengths(v), lengths(gradients), shares >= share
             _refuse_flat(slopes[~hit], step)
-            reached = state.note(rows, shares, norms, hit)
+            reached = trials.record(shares, norms, hit)
             unit = gradients / _wide(slopes.clamp_min(TINY))
             free = v - length * self.growth**step * unit
             turned = v - _wide(self.turn * norms) * unit
-            norms = norms * torch.exp(torch.where(hit, -1, 1) * state.pace[rows])
-            turned *= _wide(norms / lengths(turned).clamp_min(TINY))
-            state.v[rows] = torch.where(_wide(reached), turned, free)
-            rows = rows[~reached | (state.pace[rows] >= self.last_pace)]
-            _tell(on_pair, len(pairs), len(rows), (step + 1) / self.steps)
-            if not len(rows):
-                break
-        return state.result()
+            turned *= _wide(trials.next_norms(norms) / lengths(turned).clamp_min(TINY))
+            trials.v[trials.rows] = torch.where(_wide(reached), turned, free)
+            trials.rows = trials.rows[~reached | (trials.pace[trials.rows] >= self.last_pace)]
+        return trials.result()
 
 
 @dataclass(frozen=True)
 class RandomDirection:
-    """A control: how far a pattern drawn at random must be scaled to reach the share π. It looks at no gradient.
+    """A control: how far a pattern drawn at random must be scaled to reach the share π. It uses no gradient.
 
     Args:
-        steps: at most.
+        steps: the most steps.
         first: the norm that is tried first, as a share of √(CHW); it doubles until π is reached.
-        last_pace: the factor between the norms that reach π and do not is narrowed down to about its exponential.
+        last_pace: a pair is done when log ‖v‖ changes by less than this in a step.
 
     """
 
@@ -172,33 +199,29 @@ class RandomDirection:
         forward: Forward,
         images: Images,
         pairs: Sequence[Pair],
+        *,
         share: float,
         batch_size: int,
         seed: int,
         on_pair: OnPair | None = None,
     ) -> Perturbations:
-        """Return the scaled patterns, one for every pair, as ``Descent`` does."""
+        """Return the scaled patterns, one for every pair; the arguments are those of ``Descent``."""
         image = images[pairs[0][0]][0]
-        state = _State(len(pairs), image, float(np.log(2)))
+        trials = _Trials(pairs, image, float(np.log(2)))
         largest = image.numel() ** 0.5
         drawn = np.random.default_rng(seed).standard_normal((len(pairs), *image.shape))
         unit = torch.tensor(drawn, dtype=torch.float32, device=image.device)
         unit /= _wide(lengths(unit))
         norms = torch.full((len(pairs),), self.first * largest, device=image.device)
-        rows = torch.arange(len(pairs), device=image.device)
-        for step in range(self.steps):
-            state.v[rows] = _wide(norms[rows]) * unit[rows]
-            todo = [pairs[row] for row in rows.tolist()]
-            shares, _ = _look(forward, images, todo, state.v[rows], batch_size, slopes=False)
-            hit = shares >= share
-            reached = state.note(rows, shares, norms[rows], hit)
+        for _, active in trials.rounds(self.steps, on_pair):
+            rows = trials.rows
+            trials.v[rows] = _wide(norms[rows]) * unit[rows]
+            shares, _ = _shares_and_gradients(forward, images, active, trials.v[rows], batch_size, differentiate=False)
+            reached = trials.record(shares, norms[rows], shares >= share)
             beyond = ~reached & (norms[rows] >= largest)
-            norms[rows] *= torch.exp(torch.where(hit, -1, 1) * state.pace[rows])
-            rows = rows[~beyond & (state.pace[rows] >= self.last_pace)]
-            _tell(on_pair, len(pairs), len(rows), (step + 1) / self.steps)
-            if not len(rows):
-                break
-        return state.result()
+            norms[rows] = trials.next_norms(norms[rows])
+            trials.rows = rows[~beyond & (trials.pace[rows] >= self.last_pace)]
+        return trials.result()
 
 
 def lengths(patterns: Tensor) -> Tensor:
@@ -208,51 +231,45 @@ def lengths(patterns: Tensor) -> Tensor:
 
 
 def clipped(images: Tensor) -> Tensor:
-    """Return images clipped to [0, 1]; a pixel on a bound has the gradient of one inside.
+    """Return images clipped to [0, 1] such that a pixel at 0 or 1 has a gradient, as a pixel between them has.
 
-    ``Tensor.clamp`` has it up to PyTorch 2.13 and none from 2.14 on: a black pixel would stay black for ever.
+    ``Tensor.clamp`` has that gradient up to PyTorch 2.13 and not from 2.14 on: a black pixel would then stay black.
     """
     return torch.where((images >= 0) & (images <= 1), images, images.detach().clamp(0, 1))
-
-
-def _tell(on_pair: OnPair | None, pairs: int, left: int, progress: float) -> None:
-    """Tell how many pairs are done; those under way count in part, by the steps that they may still take."""
-    if on_pair is not None:
-        on_pair(round(pairs - left * (1 - progress)), pairs)
 
 
 def _wide(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def _look(
+def _shares_and_gradients(
     forward: Forward,
     images: Images,
     pairs: Sequence[Pair],
     v: Tensor,
     batch_size: int,
     *,
-    slopes: bool = True,
+    differentiate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return, for every pair, the share of its images that v sends to t, and the gradient of their mean loss in v."""
     shares: list[Tensor] = []
     gradients: list[Tensor] = []
     for part in _parts([len(images[s]) for s, _ in pairs], batch_size):
         counts = [len(images[s]) for s, _ in pairs[part]]
-        patterns = v[part].detach().requires_grad_(slopes)
+        patterns = v[part].detach().requires_grad_(differentiate)
         moved = torch.cat([images[s] + pattern for (s, _), pattern in zip(pairs[part], patterns, strict=True)])
         logits = forward(clipped(moved).contiguous(memory_format=torch.channels_last))
         targets = torch.tensor([t for _, t in pairs[part]], device=v.device)
-        to = targets.repeat_interleave(torch.tensor(counts, device=v.device))
-        hits = torch.split((logits.detach().argmax(1) == to).float(), counts)
-        shares += [one.mean() for one in hits]
-        if slopes:
-            losses = torch.split(F.cross_entropy(logits, to, reduction="none"), counts)
+        targets = targets.repeat_interleave(torch.tensor(counts, device=v.device))
+        hits = torch.split((logits.detach().argmax(1) == targets).float(), counts)
+        shares += [hits_of_pair.mean() for hits_of_pair in hits]
+        if differentiate:
+            losses = torch.split(F.cross_entropy(logits, targets, reduction="none"), counts)
             gradients.append(_gradient(torch.stack([loss.mean() for loss in losses]).sum(), patterns))
-    return torch.stack(shares), torch.cat(gradients) if slopes else torch.zeros_like(v)
+    return torch.stack(shares), torch.cat(gradients) if differentiate else torch.zeros_like(v)
 
 
-def _look_back(forward: Forward, leaving: Images, pairs: Sequence[Pair], v: Tensor) -> Tensor:
+def _leaving_gradients(forward: Forward, leaving: Images, pairs: Sequence[Pair], v: Tensor) -> Tensor:
     """Return, for every pair, the gradient in v of the mean of −log(1 − p_t(x − v)) over the images ``leaving[t]``."""
     gradients = []
     for pattern, (_, t) in zip(v.detach(), pairs, strict=True):
@@ -274,16 +291,17 @@ def _gradient(loss: Tensor, patterns: Tensor) -> Tensor:
 
 def _parts(counts: Sequence[int], batch_size: int) -> Iterator[slice]:
     """Yield slices of pairs that together have at most ``batch_size`` images, or one pair each."""
-    start, sum_ = 0, 0
+    start, images = 0, 0
     for stop, count in enumerate(counts):
-        if stop > start and sum_ + count > batch_size:
+        if stop > start and images + count > batch_size:
             yield slice(start, stop)
-            start, sum_ = stop, 0
-        sum_ += count
+            start, images = stop, 0
+        images += count
     yield slice(start, len(counts))
 
 
 def _refuse_flat(slopes: Tensor, step: int) -> None:
+    """Raise if a gradient is not finite, or vanishes in the first step; ``slopes`` are the gradients' norms."""
     if not bool(slopes.isfinite().all()):
         raise UndoorError(
             "the model's gradients are not finite on these images; mend its weights or give another model"

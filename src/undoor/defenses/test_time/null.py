@@ -1,4 +1,4 @@
-"""The null of a layer: for every class, a mixture of Gaussians that clean images of the class are drawn from."""
+"""The null of a layer: for every class, a mixture of Gaussians that describes the clean images of the class."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,22 @@ from undoor.errors import UndoorError
 from undoor.mixtures.em import Mixtures, posterior
 from undoor.mixtures.sweep import MixtureSettings, fit_mixtures
 
-IMAGES_A_DIRECTION = 10
-"""Clean images there must be for every direction that is kept; the directions of least variance go first."""
+IMAGES_PER_DIRECTION = 10
+"""There must be at least this many clean images for each direction that is kept. Directions of small variance are
+dropped until that holds."""
 
 ROUNDING = 1e-6
-"""Directions with less than this share of the largest variance hold nothing but the rounding of float32."""
+"""A direction with less than this share of the largest variance holds nothing but the rounding errors of float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class Null:
-    """What the clean images of every class look like at one layer, in coordinates that all classes share.
+    """The distribution of the clean images of every class at one layer, in coordinates that all classes share.
 
     Args:
-        mean: (t,) float64, of the features.
-        axes: (t, d) float64: features · axes have variance 1 within the classes, and no covariance.
-        mixtures: one a class, K of them; those with fewer components than others are filled up with weights 0.
+        mean: (t,) float64, the mean of the features.
+        axes: (t, d) float64. Within the classes, features · axes have variance 1 and no covariance.
+        mixtures: K mixtures, one a class. Those with fewer components than others are filled up with weights of 0.
 
     """
 
@@ -35,7 +36,7 @@ class Null:
 
     @property
     def components(self) -> tuple[int, ...]:
-        """How many components the mixture of every class has."""
+        """The number of components in the mixture of every class."""
         return tuple(int(count) for count in (self.mixtures.weights > 0).sum(1))
 
     def log_densities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -47,19 +48,19 @@ class Null:
 def fit_null(
     features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, settings: MixtureSettings, seed: int
 ) -> Null:
-    """Fit a mixture to the features of every class, its order chosen by BIC.
+    """Fit a mixture to the features of every class, with the number of components chosen by BIC.
 
-    Densities of different classes are compared, so that all are taken in the same coordinates: the principal axes of
-    the scatter within the classes, scaled to variance 1. There the regularisation of the mixtures, added to the
-    diagonals of their covariances, shrinks every class towards the scatter that all share, as regularised
-    discriminant analysis does (Friedman, JASA 1989): a class then needs no more images than there are features.
+    Densities of different classes are compared, so all are taken in the same coordinates: the principal axes of the
+    scatter within the classes, scaled to variance 1. The regularisation of the mixtures, added to the diagonals of
+    their covariances, then shrinks every class towards the scatter that all share, as regularised discriminant analysis
+    does (Friedman, JASA 1989). A class therefore needs no more images than there are features.
 
     Args:
         features: (n, t), finite.
-        labels: (n,), every one of 0 … K − 1 occurs.
+        labels: (n,), each of 0 … K − 1 occurs.
         classes: K.
-        settings: of the mixtures.
-        seed: of their starts.
+        settings: how the mixtures are fitted.
+        seed: for the starts of the mixtures.
 
     Raises:
         UndoorError: if no feature varies within the classes.
@@ -67,13 +68,13 @@ def fit_null(
     """
     exact = features.astype(np.float64)
     means = np.stack([exact[labels == label].mean(axis=0) for label in range(classes)])
-    apart = exact - means[labels]
-    most = max(1, min(*apart.shape, len(apart) // IMAGES_A_DIRECTION))
-    if not apart.any():
+    within = exact - means[labels]
+    if not within.any():
         raise UndoorError("its input does not vary within the classes; watch other layers")
-    within = PCA(most, random_state=seed).fit(apart)
-    kept = within.explained_variance_ > ROUNDING * within.explained_variance_[0]
-    axes = within.components_[kept].T / np.sqrt(within.explained_variance_[kept])
+    directions = max(1, min(*within.shape, len(within) // IMAGES_PER_DIRECTION))
+    principal = PCA(directions, random_state=seed).fit(within)
+    kept = principal.explained_variance_ > ROUNDING * principal.explained_variance_[0]
+    axes = principal.components_[kept].T / np.sqrt(principal.explained_variance_[kept])
     mean = exact.mean(axis=0)
     rows = (exact - mean) @ axes
     return Null(mean, axes, fit_mixtures([rows[labels == label] for label in range(classes)], settings, seed))

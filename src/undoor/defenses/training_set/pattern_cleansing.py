@@ -107,7 +107,7 @@ class PatternCleansing:
             label: self._drawn(evidence, label, self.inspection.images) for label in range(len(evidence.class_names))
         }
         usable = {label: self.images[rows] for label, rows in drawn.items() if len(rows)}
-        return self.inspection.inspect(self._network, usable, evidence.class_names, {}, self.on_pair)
+        return self.inspection.inspect(self._network, usable, evidence.class_names, on_pair=self.on_pair)
 
     def _drawn(self, evidence: Evidence, label: int, count: int) -> NDArray[np.int64]:
         """Return rows with this label and decision, drawn by their ids: the order of the samples does not matter."""
@@ -126,8 +126,9 @@ class PatternCleansing:
         descent = search if isinstance(search, Descent) else Descent()
         with self._network.frozen() as forward:
             estimate = descent(
-                forward, images, [(s, t)], asked.share, asked.batch_size, asked.seed, leaving, on_pair=self.on_pair
-            )
+                forward, images, [(s, t)], share=asked.share, batch_size=asked.batch_size, seed=asked.seed,
+                leaving=leaving, on_pair=self.on_pair,
+            )  # fmt: skip
         if not estimate.reached[0]:
             return found.perturbation(evidence.class_names[s], evidence.class_names[t])
         pattern: NDArray[np.float32] = estimate.patterns[0]
