@@ -1,0 +1,24 @@
+"""A memory of clusterings, so that variants of a defense that share their mixtures fit them once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
+"""The clusterings found so far in the present context, by what they were found for; None if none are remembered."""
+
+
+@contextmanager
+def remembered_clusterings() -> Iterator[None]:
+    """Within this context, ``cluster`` and ``cluster_classes`` find every clustering once.
+
+    For features with the same values, the same settings, seed and device, they return the clustering that they found
+    before. The memory holds for this thread and for the threads to which ``undoor.engine`` gives items; other processes
+    fit their mixtures as usual. It is emptied when the context ends.
+    """
+    token = memory.set({})
+    try:
+        yield
+    finally:
+        memory.reset(token)
