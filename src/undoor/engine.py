@@ -94,10 +94,10 @@ def as_finished(
     """
     engine = workers if isinstance(workers, Engine) else Engine(workers=workers)
     if _within_item.get():
-        return _on_joblib(function, items, 1, "threads")
+        return _on_joblib(function, items, 1, threads=True)
     if engine.kind == "ray":
         return _on_ray(function, items, engine)
-    return _on_joblib(function, items, engine.workers, "threads" if engine.kind == "local" else "processes")
+    return _on_joblib(function, items, engine.workers, threads=engine.kind == "local")
 
 
 _within_item: ContextVar[bool] = ContextVar("_within_item", default=False)
@@ -126,20 +126,15 @@ def _call(function: Callable[[Item], Result], index: int, item: Item) -> tuple[i
 
 
 def _on_joblib(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    workers: int | None,
-    kind: Literal["threads", "processes"],
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None, *, threads: bool
 ) -> Iterator[tuple[int, Result]]:
     count = workers or os.cpu_count() or 1
     count = min(count, length_hint(items, count))
     if count <= 1:
         yield from (_call(function, index, item) for index, item in enumerate(items))
         return
-    threads, context = kind == "threads", copy_context()
-    pool = Parallel(
-        n_jobs=count, prefer=kind, require="sharedmem" if threads else None, return_as="generator_unordered"
-    )
+    context = copy_context()
+    pool = Parallel(count, require="sharedmem" if threads else None, return_as="generator_unordered")
     # BLAS has one limit for the whole process: without this outer limit, the first item to end would lift it.
     with one_thread() if threads else nullcontext():
         stopped = False

@@ -91,9 +91,8 @@ def from_labels(rows: Tensor, labels: Tensor, class_of: Tensor, k: int, ridge: T
     parts = (labels[:, None] == torch.arange(k, device=rows.device)[:, None]).to(rows.dtype)
     means = (parts @ _by_mixture(rows, class_of)).double() / parts.sum(2, keepdim=True)
     guess = Mixtures(torch.ones_like(means[..., 0]), means, torch.empty(0))
-    return _maximise(
-        _by_mixture(rows, class_of), guess, _by_mixture(ridge, class_of), lambda _, block: parts[:, :, block]
-    )
+    x, added = _by_mixture(rows, class_of), _by_mixture(ridge, class_of)
+    return _maximise(x, guess, added, lambda _, block: parts[:, :, block])
 
 
 def step(rows: Tensor, present: Tensor, mixtures: Mixtures, ridge: Tensor) -> tuple[Tensor, Mixtures]:
@@ -110,7 +109,7 @@ def step(rows: Tensor, present: Tensor, mixtures: Mixtures, ridge: Tensor) -> tu
         total.add_((likelihoods[:, 0] * present[:, block]).double().sum(1))
         return logs.sub_(likelihoods).exp_().mul_(present[:, None, block])
 
-    better = _maximise(rows, mixtures, ridge, responsibilities)
+    better = _maximise(rows, mixtures, ridge, responsibilities)  # which also adds up the total
     return total, better
 
 
@@ -137,12 +136,8 @@ def fit_from_starts(
     running = torch.arange(len(class_of), device=rows.device)
     for _ in range(iterations):
         classes = class_of[running]
-        likelihoods, better = step(
-            _by_mixture(rows, classes),
-            _by_mixture(present, classes),
-            starts.take(running),
-            _by_mixture(ridge, classes),
-        )
+        x, real, added = (_by_mixture(values, classes) for values in (rows, present, ridge))
+        likelihoods, better = step(x, real, starts.take(running), added)
         gains = likelihoods - reached[running]
         reached[running] = likelihoods
         starts.put(running, better)

@@ -11,11 +11,10 @@ memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 
 @contextmanager
 def remembered_clusterings() -> Iterator[None]:
-    """Within this context, ``cluster`` and ``cluster_classes`` find every clustering once.
+    """Within this context, ``cluster`` and ``cluster_classes`` find every clustering only once.
 
-    For features with the same values, the same settings, seed and device, they return the clustering that they found
-    before. The memory holds for this thread and for the threads to which ``undoor.engine`` gives items; other processes
-    fit their mixtures as usual. It is emptied when the context ends.
+    They return what they found before for features with the same values and the same settings, seed and device. The
+    memory serves this thread and the threads to which ``undoor.engine`` gives items. It ends with the context.
     """
     token = memory.set({})
     try:

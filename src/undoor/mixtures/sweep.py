@@ -150,9 +150,9 @@ def cluster_classes(
 
 
 def fit_mixtures(classes: Sequence[NDArray[np.float64]], settings: MixtureSettings, seed: int) -> Mixtures:
-    """Return one mixture for the (n, d) rows of every class. EM starts from the clusters that BIC chooses.
+    """Return a mixture for the (n, d) rows of every class, fitted from the clusters that BIC chooses.
 
-    Mixtures of different K are filled up with components of weight 0.
+    Mixtures with fewer components than others are filled up with components of weight 0.
     """
     clusterings = cluster_classes([rows.astype(np.float32) for rows in classes], settings, seed)
     fitted = []
@@ -164,15 +164,10 @@ def fit_mixtures(classes: Sequence[NDArray[np.float64]], settings: MixtureSettin
         floor = torch.tensor([-torch.inf], dtype=torch.float64)
         present = torch.ones(1, len(rows), dtype=torch.bool)
         fitted.append(fit_from_starts(exact, present, start, class_of, ridge, floor, settings.iterations))
-    f, k, t = len(fitted), max(mixture.weights.shape[1] for mixture in fitted), fitted[0].means.shape[2]
-    unit = torch.eye(t, dtype=torch.float64).expand(f, k, t, t).clone()
-    stacked = Mixtures(torch.zeros(f, k, dtype=torch.float64), torch.zeros(f, k, t, dtype=torch.float64), unit)
-    for index, mixture in enumerate(fitted):
-        components = slice(mixture.weights.shape[1])
-        stacked.weights[index, components] = mixture.weights[0]
-        stacked.means[index, components] = mixture.means[0]
-        stacked.whitenings[index, components] = mixture.whitenings[0]
-    return stacked
+    parts = ([mixture.weights[0], mixture.means[0], mixture.whitenings[0]] for mixture in fitted)
+    weights, means, whitenings = (pad_sequence(list(part), batch_first=True) for part in zip(*parts, strict=True))
+    whitenings[weights == 0] = torch.eye(whitenings.shape[-1], dtype=torch.float64)
+    return Mixtures(weights, means, whitenings)
 
 
 def whiten(rows: NDArray[np.float64], regularisation: float) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
@@ -181,10 +176,8 @@ def whiten(rows: NDArray[np.float64], regularisation: float) -> tuple[NDArray[np
     Full covariances fit stretched rows as well as whitened rows. k-means does not: it overlooks a cluster that lies
     apart in a direction of small variance, unless the rows are whitened.
 
-    Returns:
-        The whitened rows, (n, t). What ``regularisation`` becomes along each axis of the whitened rows, (t,), kept
-        above the rounding errors of float64. And by how much whitening raises the log-likelihood of each row, in nats.
-
+    The other results are what ``regularisation`` becomes along the whitened axes, (t,), kept above the rounding errors
+    of float64, and by how many nats whitening raises the log-likelihood of each row.
     """
     centred = rows - rows.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred / len(rows))
@@ -206,12 +199,7 @@ def _cluster_classes(
 
 @dataclass(eq=False)
 class _Sweep:
-    """The search for K in one class.
-
-    ``rows`` are whitened and in canonical ``order``; ``ridge`` and ``log_scale`` are the other results of ``whiten``.
-    ``starts`` are the hierarchies of partitions. ``criteria`` are the values of ``bic`` that have been found, and
-    ``assignments`` belong to the lowest of them.
-    """
+    """The search for K in one class: the results of ``whiten`` for its rows in ``order``, and what was found so far."""
 
     rows: NDArray[np.float64]
     order: NDArray[np.int64]
@@ -280,10 +268,9 @@ def _fit(sweeps: list[_Sweep], k: int, settings: MixtureSettings, device: str) -
     present = labels[::starts] >= 0
     begin = from_labels(rows, labels, class_of, k, ridge)
     mixtures = fit_from_starts(rows, present, begin, class_of, ridge, floor, settings.iterations)
-    likelihoods, assignments = posterior(exact, mixtures)
-    results = zip(sweeps, present.cpu(), likelihoods.cpu(), assignments.cpu(), strict=True)
-    for sweep, real, of_rows, components in results:
-        sweep.add(float(of_rows[real].sum()), components[real].numpy(), k)
+    results = (result.cpu() for result in (present, *posterior(exact, mixtures)))
+    for sweep, real, likelihoods, components in zip(sweeps, *results, strict=True):
+        sweep.add(float(likelihoods[real].sum()), components[real].numpy(), k)
 
 
 def _stack(arrays: Sequence[NDArray[np.float64] | NDArray[np.int64]], filling: float, device: str) -> Tensor:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -47,7 +47,7 @@ EXECUTION = ("workers", "device", "on_mixture")
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What one look at a class shows: its clusters, and a row of the table of clusters for each of them."""
+    """What one look at a class shows: its clusters, with a row of the table of clusters for each of them."""
 
     view: ClassView
     number: int
@@ -151,9 +151,9 @@ class ClusterImpurity:
         clusterings = self._clusterings(evidence, mixtures)
         clustered = time.perf_counter()
         views = class_views(evidence, filtered, confident=self.decision == "confident", conditioned=self.conditioned)
-        looks = [self._looks_at(view, *of_class) for view, *of_class in zip(views, *clusterings, strict=True)]
-        # Where no look flags anything, the first one counts.
-        decisive = [of_class[-1] if of_class[-1].flagged else of_class[0] for of_class in looks]
+        looks_by_class = [self._look_at(view, *found) for view, *found in zip(views, *clusterings, strict=True)]
+        # The second look counts only where it flags something.
+        decisive = [looks[-1] if looks[-1].flagged else looks[0] for looks in looks_by_class]
         return Findings(
             provenance=Provenance(
                 defense="cluster_impurity",
@@ -166,7 +166,7 @@ class ClusterImpurity:
             clusters=pd.DataFrame([row for look in decisive for row in look.clusters], columns=list(CLUSTER_COLUMNS)),
             class_names=evidence.class_names,
             threshold=self._threshold,
-            curves=_curves(looks, mixtures, evidence.plain.features.shape[1]),
+            curves=_curves(looks_by_class, mixtures, evidence.plain.features.shape[1]),
         )
 
     @property
@@ -212,26 +212,22 @@ class ClusterImpurity:
                 clusterings.append(cluster_classes(list(features), mixture, self.seed, self.device, self.workers))
         return clusterings
 
-    def _looks_at(
-        self, view: ClassView, all_features: Clustering, few_directions: Clustering | None = None
-    ) -> list[Look]:
+    def _look_at(self, view: ClassView, all_features: Clustering, *few_directions: Clustering) -> list[Look]:
         """Look at a class with all features and, if nothing is flagged, once more in few directions."""
         first = self._look(view, 1, all_features)
-        if first.flagged or few_directions is None:
-            return [first]
-        return [first, self._look(view, 2, few_directions)]
+        return [first] if first.flagged else [first, *(self._look(view, 2, clusters) for clusters in few_directions)]
 
     def _look(self, view: ClassView, number: int, clustering: Clustering) -> Look:
         """Measure the impurity of every cluster of a class and decide whether it is flagged."""
         skipped = self.skip_single and clustering.components == 1
-        clusters = []
-        for cluster_number in range(clustering.components):
-            members = clustering.assignments == cluster_number
+        rows = []
+        for component in range(clustering.components):
+            members = clustering.assignments == component
             examined, destinations = effect(view, members)
             s = self._impurity(len(destinations), examined)
-            row = cluster_row(view.class_names, view.label, cluster_number, int(members.sum()), examined, destinations)
-            clusters.append({**row, "look": number, "impurity": s, "flagged": s > self._threshold and not skipped})
-        return Look(view, number, clustering, clusters)
+            row = cluster_row(view.class_names, view.label, component, int(members.sum()), examined, destinations)
+            rows.append({**row, "look": number, "impurity": s, "flagged": s > self._threshold and not skipped})
+        return Look(view, number, clustering, rows)
 
     def _impurity(self, changed: int, examined: int) -> float:
         if self.decision == "confident":
@@ -251,13 +247,10 @@ def _samples(evidence: Evidence, looks: Sequence[Look]) -> pd.DataFrame:
     return sample_table(evidence, score, flagged, cluster_of)
 
 
-def _curves(looks: Sequence[Sequence[Look]], mixtures: Sequence[MixtureSettings], t: int) -> pd.DataFrame:
+def _curves(looks_by_class: Sequence[Sequence[Look]], mixtures: Sequence[MixtureSettings], t: int) -> pd.DataFrame:
     """Return the table of criteria, for every look at every class."""
-    return curve_table(
-        [
-            (look.view.label, look.number, mixture.dimensions_of(len(look.view.rows), t), k, criterion)
-            for looks_at_class in looks
-            for mixture, look in zip(mixtures, looks_at_class, strict=False)
-            for k, criterion in enumerate(look.clustering.criteria, 1)
-        ]
-    )
+    rows = []
+    for look in chain.from_iterable(looks_by_class):
+        dimensions = mixtures[look.number - 1].dimensions_of(len(look.view.rows), t)
+        rows += [(look.view.label, look.number, dimensions, *point) for point in enumerate(look.clustering.criteria, 1)]
+    return curve_table(rows)

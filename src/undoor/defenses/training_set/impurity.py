@@ -85,7 +85,7 @@ class ClassView:
         label: ω.
         class_names: the names of all classes.
         rows: (n,) int64, the rows of the images in the evidence.
-        examined: (n,) bool, which decisions are examined: those with f(x) = ω, or all.
+        examined: (n,) bool, which decisions are examined.
         changed: (n,) bool, which decisions count as changed by the filter.
         after: (n,) int64, the decisions f(h(x)) on the filtered images.
 
@@ -100,14 +100,10 @@ class ClassView:
 
 
 def class_views(evidence: Evidence, filtered: Outputs, *, confident: bool, conditioned: bool) -> list[ClassView]:
-    """Return a view of every class that has images.
+    """Return a view of every class that has images, given the outputs on the filtered images.
 
-    Args:
-        evidence: the outputs on the images.
-        filtered: the outputs on the filtered images.
-        confident: whether only ``confident_changes`` count as changed, or all images with f(h(x)) ≠ ω.
-        conditioned: whether only images with f(x) = ω are examined, or all.
-
+    Decisions count as changed if f(h(x)) ≠ ω, or, with ``confident``, only for ``confident_changes``. All decisions are
+    examined, or, with ``conditioned``, only those with f(x) = ω.
     """
     before, after, labels = evidence.plain.decisions, filtered.decisions, evidence.labels
     changed = confident_changes(before, filtered.logits, labels) if confident else after != labels
@@ -119,6 +115,6 @@ def class_views(evidence: Evidence, filtered: Outputs, *, confident: bool, condi
 
 
 def effect(view: ClassView, members: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64]]:
-    """Return how many decisions in a cluster, (n,) bool, are examined, and to which classes the changed ones went."""
+    """Return how many decisions are examined in a cluster, (n,) bool, and to which classes the changed ones went."""
     examined = members & view.examined
     return int(examined.sum()), view.after[examined & view.changed]
