@@ -29,15 +29,15 @@ def test_bic_is_half_of_scikit_learns_up_to_a_constant(k):
 @pytest.mark.parametrize("sizes", [[200], [150, 90], [100, 60, 140]])
 def test_the_sweep_chooses_what_the_bic_of_scikit_learn_chooses(sizes):
     features, truth = blobs(sizes)
-    found = cluster(features, MixtureSettings(), seed=0)
+    clustering = cluster(features, MixtureSettings(), seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         rows = features.astype(np.float64)
         theirs = [GaussianMixture(k, reg_covar=1e-3, random_state=0).fit(rows).bic(rows) for k in range(1, 6)]
-    assert found.components == int(np.argmin(theirs)) + 1 == len(sizes)
-    assert all(len(np.unique(found.assignments[truth == k])) == 1 for k in range(len(sizes)))
-    best = found.components - 1
-    assert found.criteria[best] == pytest.approx(min(theirs) / 2 + np.log(len(features)) / 2, rel=1e-9)
+    assert clustering.components == int(np.argmin(theirs)) + 1 == len(sizes)
+    assert all(len(np.unique(clustering.assignments[truth == k])) == 1 for k in range(len(sizes)))
+    best = clustering.components - 1
+    assert clustering.criteria[best] == pytest.approx(min(theirs) / 2 + np.log(len(features)) / 2, rel=1e-9)
 
 
 def test_the_sweep_stops_after_two_values_without_improvement():
@@ -66,22 +66,24 @@ def test_the_order_of_the_rows_does_not_matter():
     ids=["one row", "constant", "three distinct rows", "fewer rows than dimensions"],
 )
 def test_degenerate_classes_are_clustered_without_complaint(features):
-    found = cluster(features.astype(np.float32), MixtureSettings(), 0)
-    assert found.assignments.shape == (len(features),)
-    assert set(found.assignments) <= set(range(found.components))
-    assert np.isfinite(found.criteria).all()
+    clustering = cluster(features.astype(np.float32), MixtureSettings(), 0)
+    assert clustering.assignments.shape == (len(features),)
+    assert set(clustering.assignments) <= set(range(clustering.components))
+    assert np.isfinite(clustering.criteria).all()
 
 
 def test_real_features_agree_with_scikit_learn(real_data):
     with np.load(real_data / "evidence" / "cifar10-multiple-source-0.25.npz") as file:
         bird = file["labels"] == 2
         features, poisoned = file["features"][bird].astype(np.float32), file["poisoned"][bird]
-    found = cluster(features, MixtureSettings(max_components=4, dimensions=None), 0)
+    clustering = cluster(features, MixtureSettings(max_components=4, dimensions=None), 0)
     rows = features.astype(np.float64)
-    mixture = GaussianMixture(found.components, reg_covar=1e-3, random_state=0).fit(rows)
+    mixture = GaussianMixture(clustering.components, reg_covar=1e-3, random_state=0).fit(rows)
     n = len(rows)
-    assert found.criteria[found.components - 1] == pytest.approx(mixture.bic(rows) / 2 + np.log(n) / 2, rel=1e-3)
-    assert max(np.bincount(found.assignments[poisoned])) >= 970
+    assert clustering.criteria[clustering.components - 1] == pytest.approx(
+        mixture.bic(rows) / 2 + np.log(n) / 2, rel=1e-3
+    )
+    assert max(np.bincount(clustering.assignments[poisoned])) >= 970
 
 
 def test_a_cluster_of_several_groups_is_kept_together():
@@ -90,9 +92,9 @@ def test_a_cluster_of_several_groups_is_kept_together():
     groups = [generator.normal(size=(30, 8)) + 9 * np.eye(8)[k] + 6 for k in range(8)]
     features = np.concatenate([generator.normal(size=(300, 8)), *groups]).astype(np.float32)
     truth = np.arange(540) >= 300
-    found = cluster(features, MixtureSettings(max_components=2, restarts=1), 0)
-    assert found.components == 2
-    assert len(np.unique(found.assignments[truth])) == len(np.unique(found.assignments[~truth])) == 1
+    clustering = cluster(features, MixtureSettings(max_components=2, restarts=1), 0)
+    assert clustering.components == 2
+    assert len(np.unique(clustering.assignments[truth])) == len(np.unique(clustering.assignments[~truth])) == 1
 
 
 def test_whitened_features_have_the_same_variance_in_every_direction():
@@ -117,29 +119,29 @@ def test_classes_fitted_at_once_are_those_fitted_one_by_one():
         blobs(sizes, dimensions=d, seed=d)[0] for sizes, d in (([90, 60], 3), ([200], 3), ([50, 40], 5), ([1], 3))
     ]
     together = cluster_classes(classes, MixtureSettings(), 0)
-    for features, found in zip(classes, together, strict=True):
+    for features, clustering in zip(classes, together, strict=True):
         alone = cluster(features, MixtureSettings(), 0)
-        assert found.criteria == pytest.approx(alone.criteria, rel=1e-5)
-        assert np.array_equal(found.assignments, alone.assignments)
+        assert clustering.criteria == pytest.approx(alone.criteria, rel=1e-5)
+        assert np.array_equal(clustering.assignments, alone.assignments)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-1, 1e3, 1e6])
 def test_features_of_any_scale_are_clustered(scale):
     """Far above the regularisation, float32 does not suffice; far below it, everything is one cluster."""
     features, truth = blobs([150, 90])
-    found = cluster(features * np.float32(scale), MixtureSettings(), 0)
-    assert np.isfinite(found.criteria).all()
-    assert (found.components > 1) == (scale > 1e-2)
-    if found.components > 1:
-        main_component = np.array([np.bincount(found.assignments[truth == k]).argmax() for k in range(2)])
-        assert (found.assignments == main_component[truth]).mean() > 0.97
+    clustering = cluster(features * np.float32(scale), MixtureSettings(), 0)
+    assert np.isfinite(clustering.criteria).all()
+    assert (clustering.components > 1) == (scale > 1e-2)
+    if clustering.components > 1:
+        main_component = np.array([np.bincount(clustering.assignments[truth == k]).argmax() for k in range(2)])
+        assert (clustering.assignments == main_component[truth]).mean() > 0.97
 
 
 def test_repeated_rows_form_a_cluster_each_and_k_does_not_exceed_their_number():
     features = np.repeat(np.random.default_rng(0).normal(size=(3, 4)) * 9, [40, 30, 20], axis=0).astype(np.float32)
-    found = cluster(features, MixtureSettings(), 0)
-    assert found.components == len(found.criteria) == 3
-    assert sorted(np.bincount(found.assignments)) == [20, 30, 40]
+    clustering = cluster(features, MixtureSettings(), 0)
+    assert clustering.components == len(clustering.criteria) == 3
+    assert sorted(np.bincount(clustering.assignments)) == [20, 30, 40]
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -225,6 +227,6 @@ def test_the_memory_changes_no_result(kind):
     expected = map_items(work, classes, 1)
     with remembered_clusterings():
         twice = [map_items(work, classes, Engine(kind, 2)) for _ in range(2)]
-    for found in twice:
-        assert [c.criteria for c in found] == [c.criteria for c in expected]
-        assert all(np.array_equal(c.assignments, e.assignments) for c, e in zip(found, expected, strict=True))
+    for clusterings in twice:
+        assert [c.criteria for c in clusterings] == [c.criteria for c in expected]
+        assert all(np.array_equal(c.assignments, e.assignments) for c, e in zip(clusterings, expected, strict=True))

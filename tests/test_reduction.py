@@ -59,8 +59,8 @@ def test_the_directions_are_those_of_fishers_discriminant():
 
 def test_a_small_planted_cluster_is_found_where_the_criterion_is_blind():
     features, poisoned = small_cluster()
-    found = cluster(features, ONCE, 0)
-    assert isolated(found.assignments, poisoned) >= 0.95
+    clustering = cluster(features, ONCE, 0)
+    assert isolated(clustering.assignments, poisoned) >= 0.95
     # Without reduction, a sweep takes minutes. In a tenth of the directions it already returns one component.
     narrow = PCA(52, random_state=0).fit_transform(features).astype(np.float32)
     blind = cluster(narrow, MixtureSettings(restarts=1, max_components=2, dimensions=None), 0)
@@ -74,8 +74,8 @@ def test_a_cluster_apart_in_a_narrow_direction_is_found():
     rows = generator.normal(size=(1500, 48)) * spread
     poisoned = np.arange(1500) >= 1440
     rows[poisoned, 40] += 12 * spread[40]
-    found = cluster(rows.astype(np.float32), ONCE, 0)
-    assert isolated(found.assignments, poisoned) >= 0.95
+    clustering = cluster(rows.astype(np.float32), ONCE, 0)
+    assert isolated(clustering.assignments, poisoned) >= 0.95
     widest = PCA(affordable_dimensions(1500), random_state=0).fit_transform(rows).astype(np.float32)
     assert isolated(cluster(widest, ONCE, 0).assignments, poisoned) == 0
 
@@ -112,9 +112,9 @@ def test_a_few_rows_are_reduced_and_clustered(n, width):
     reduced = reduce_features(rows, 5)
     assert reduced.shape == (n, max(min(n - 1, 5), 1))
     assert reduced.mean(axis=0) == pytest.approx(0, abs=1e-9)
-    found = cluster(rows.astype(np.float32), ONCE, 0)
-    assert found.assignments.shape == (n,)
-    assert np.isfinite(found.criteria).all()
+    clustering = cluster(rows.astype(np.float32), ONCE, 0)
+    assert clustering.assignments.shape == (n,)
+    assert np.isfinite(clustering.criteria).all()
 
 
 def test_constant_features_and_repeated_rows_are_reduced_and_clustered():
@@ -125,9 +125,9 @@ def test_constant_features_and_repeated_rows_are_reduced_and_clustered():
     assert np.abs(reduce_features(rows, 5)) == pytest.approx(expected, abs=1e-6)
     assert reduce_features(rows, 20).shape == (200, 8)
     repeated = np.repeat(generator.normal(size=(3, 40)), 30, axis=0).astype(np.float32)
-    found = cluster(repeated, ONCE, 0)
-    assert found.components == len(np.unique(found.assignments)) <= 3
-    assert np.isfinite(found.criteria).all()
+    clustering = cluster(repeated, ONCE, 0)
+    assert clustering.components == len(np.unique(clustering.assignments)) <= 3
+    assert np.isfinite(clustering.criteria).all()
     assert cluster(np.ones((50, 40), np.float32), ONCE, 0).components == 1
 
 

@@ -148,17 +148,17 @@ def test_whitened_rows_have_unit_variance_and_the_log_scale_is_the_volume(drawn)
 )
 @always(15)
 def test_any_class_is_clustered_and_its_order_does_not_matter(features, random):
-    found = cluster(features, MixtureSettings(restarts=1, max_components=4), 0)
+    clustering = cluster(features, MixtureSettings(restarts=1, max_components=4), 0)
     distinct = len(np.unique(features, axis=0))
-    assert 1 <= found.components <= min(distinct, 4)
-    assert np.isfinite(found.criteria).all()
-    assert set(found.assignments) <= set(range(found.components))
+    assert 1 <= clustering.components <= min(distinct, 4)
+    assert np.isfinite(clustering.criteria).all()
+    assert set(clustering.assignments) <= set(range(clustering.components))
     for row in features:  # equal rows are in the same cluster
-        assert len(set(found.assignments[(features == row).all(1)])) == 1
+        assert len(set(clustering.assignments[(features == row).all(1)])) == 1
     order = random.sample(range(len(features)), len(features))
     again = cluster(features[order], MixtureSettings(restarts=1, max_components=4), 0)
-    assert again.criteria == found.criteria
-    assert np.array_equal(again.assignments, found.assignments[order])
+    assert again.criteria == clustering.criteria
+    assert np.array_equal(again.assignments, clustering.assignments[order])
 
 
 # Impurity
@@ -168,16 +168,16 @@ def test_any_class_is_clustered_and_its_order_does_not_matter(features, random):
 @always(100)
 def test_impurity_is_minus_the_logarithm_of_the_share_that_is_kept(kept, more):
     examined = kept + more
-    found = impurity(kept, examined)
+    s = impurity(kept, examined)
     if examined == 0:
-        assert found == 0
+        assert s == 0
     elif kept == 0:
-        assert found == pytest.approx(np.log(2 * examined))
-        assert found > impurity(1, examined)
+        assert s == pytest.approx(np.log(2 * examined))
+        assert s > impurity(1, examined)
     else:
-        assert found == pytest.approx(-np.log(kept / examined))
-        assert (found == 0) == (more == 0)
-        assert impurity(kept, examined + 1) > found
+        assert s == pytest.approx(-np.log(kept / examined))
+        assert (s == 0) == (more == 0)
+        assert impurity(kept, examined + 1) > s
 
 
 @given(st.integers(1, 300), st.data())
@@ -199,14 +199,14 @@ def test_the_certain_share_lies_below_the_share_and_grows_with_the_evidence(exam
 def test_confident_changes_do_not_depend_on_scale_shift_or_order(data, k, n, random):
     after = data.draw(hnp.arrays(np.float32, (n, k), elements=st.integers(-20, 20).map(float)))
     before, labels = (data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1))) for _ in range(2))
-    found = confident_changes(before, after, labels)
-    assert not found[after.argmax(1) == labels].any()
+    confident = confident_changes(before, after, labels)
+    assert not confident[after.argmax(1) == labels].any()
     kept = (before == labels) & (after.argmax(1) == labels)
-    assert set(after.argmax(1)[found]) <= set(labels[kept])
-    assert np.array_equal(confident_changes(before, 4 * after, labels), found)  # a power of two causes no rounding
-    assert np.array_equal(confident_changes(before, after + 3, labels), found)
+    assert set(after.argmax(1)[confident]) <= set(labels[kept])
+    assert np.array_equal(confident_changes(before, 4 * after, labels), confident)  # a power of two causes no rounding
+    assert np.array_equal(confident_changes(before, after + 3, labels), confident)
     order = random.sample(range(n), n)
-    assert np.array_equal(confident_changes(before[order], after[order], labels[order]), found[order])
+    assert np.array_equal(confident_changes(before[order], after[order], labels[order]), confident[order])
 
 
 # Metrics

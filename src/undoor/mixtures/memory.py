@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
-"""The clusterings found so far in the present context, by what they were found for; None if none are remembered."""
+"""The clusterings that were found in this context, by the arguments that led to them; None remembers nothing."""
 
 
 @contextmanager

@@ -14,9 +14,9 @@ KMEANS_ITERATIONS = 10
 def canonical_order(features: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the order, (n,), that sorts (n, t) rows by their content.
 
-    k-means draws its starts by row number. On rows in this order, its result depends on their content alone, and not on
-    the order in which they came. Rows are compared by the big-endian bytes of their values, with −0 as 0. The order is
-    therefore the same on every machine, and values that another machine rounds differently hardly change it.
+    k-means draws its starts by row number; on rows in this order, its result depends on their content alone. Rows are
+    compared by the big-endian bytes of their values, with −0 as 0. The order is therefore the same on every machine,
+    and values that another machine rounds differently hardly change it.
     """
     content = np.ascontiguousarray(features + 0.0)  # −0 + 0 is 0
     big_endian = content.astype(content.dtype.newbyteorder(">"))

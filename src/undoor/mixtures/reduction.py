@@ -15,8 +15,6 @@ from scipy.linalg import eigh
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from undoor.errors import UndoorError
-
 SMALLEST_SHARE, SMALLEST_SIZE = 0.01, 25
 """The smallest cluster that must be found has a hundredth of the rows of its class, but at least 25 rows."""
 
@@ -59,19 +57,14 @@ def reduce_features(rows: NDArray[np.float64], dimensions: int, seed: int = 0) -
 
     Args:
         rows: (n, t), finite, in ``undoor.mixtures.partitions.canonical_order``.
-        dimensions: how many directions to return.
+        dimensions: how many directions to return, 1 or more.
         seed: of k-means.
 
     Returns:
         (n, d) with mean 0 and variance 1 in each direction. d is ``dimensions``, or the rank of the principal
         components if that is lower, but at least 1: constant rows become zeros.
 
-    Raises:
-        UndoorError: ``dimensions`` is below 1.
-
     """
-    if dimensions < 1:
-        raise UndoorError(f"features are to be reduced to {dimensions} dimensions; give 1 or more, or None")
     n = len(rows)
     components = principal_components(rows, int(2 * np.sqrt(n)))
     deviations = components.std(axis=0)

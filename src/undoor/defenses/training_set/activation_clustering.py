@@ -93,9 +93,9 @@ def mean_silhouette(rows: NDArray[np.float64], assigned: NDArray[np.int32], seed
         members = np.flatnonzero(assigned == cluster)
         drawn = generator.choice(members, int(np.ceil(len(members) * min(1.0, SILHOUETTE_SAMPLE / n))), replace=False)
         sums = euclidean_distances(rows[drawn], rows) @ np.eye(2)[assigned]
-        own, other = sums[:, cluster] / max(sizes[cluster] - 1, 1), sums[:, 1 - cluster] / sizes[1 - cluster]
+        a, b = sums[:, cluster] / max(sizes[cluster] - 1, 1), sums[:, 1 - cluster] / sizes[1 - cluster]
         if len(members) > 1:
-            total += len(members) * float(np.mean((other - own) / np.maximum(np.maximum(own, other), TINY)))
+            total += len(members) * float(np.mean((b - a) / np.maximum(np.maximum(a, b), TINY)))
     return total / n
 
 
@@ -191,7 +191,7 @@ class ActivationClustering:
 
     def __call__(self, evidence: Evidence, /) -> Findings:
         """Split every class, apply the rule, and flag the images of the poisoned clusters."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         rows_of = rows_by_class(evidence, self.classes)
         split_class = partial(
             split,
@@ -204,8 +204,8 @@ class ActivationClustering:
         splits = map_items(split_class, [evidence.plain.features[rows] for rows in rows_of.values()], self.workers)
         clustered = time.perf_counter()
 
-        given = THRESHOLDS[self.rule] if self.threshold is None else self.threshold
-        threshold = {"relative-size": 1 - given, "exre": float(np.log(1 / given))}.get(self.rule, given)
+        in_paper = THRESHOLDS[self.rule] if self.threshold is None else self.threshold
+        threshold = {"relative-size": 1 - in_paper, "exre": float(np.log(1 / in_paper))}.get(self.rule, in_paper)
         n = len(evidence.labels)
         cluster_of, score, flagged = np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n, dtype=bool)
         clusters: list[dict[str, Any]] = []
@@ -223,9 +223,9 @@ class ActivationClustering:
             provenance=Provenance(
                 defense="activation_clustering",
                 method_version=self.method_version,
-                settings={**settings, "threshold": given},
+                settings={**settings, "threshold": in_paper},
                 seed=self.seed,
-                seconds={"clusters": clustered - begun, "rule": time.perf_counter() - clustered},
+                seconds={"clusters": clustered - started, "rule": time.perf_counter() - clustered},
             ),
             samples=sample_table(evidence, score, flagged, cluster_of),
             clusters=pd.DataFrame(clusters, columns=list(CLUSTER_COLUMNS)),

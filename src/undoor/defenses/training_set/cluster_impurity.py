@@ -129,8 +129,9 @@ class ClusterImpurity:
     @classmethod
     def poster(cls, **options: Any) -> Self:
         """Return the defense as the paper prints it: plain decisions, threshold 0.5, one look at all features."""
-        given = {"decision": "plain", "second_look": False, "mixture": MixtureSettings(dimensions=None)}
-        return cls(**{**given, **options})
+        return cls(
+            **{"decision": "plain", "second_look": False, "mixture": MixtureSettings(dimensions=None), **options}
+        )
 
     @classmethod
     def authors_code(cls, **options: Any) -> Self:
@@ -145,22 +146,25 @@ class ClusterImpurity:
 
     def __call__(self, evidence: Evidence, /) -> Findings:
         """Cluster every class, see what the filter does to each cluster, and flag the images of impure clusters."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         filter_name, filtered = self._filtered(evidence)
         mixtures = self._mixtures(evidence)
         clusterings = self._clusterings(evidence, mixtures)
         clustered = time.perf_counter()
         views = class_views(evidence, filtered, confident=self.decision == "confident", conditioned=self.conditioned)
-        looks_by_class = [self._look_at(view, *found) for view, *found in zip(views, *clusterings, strict=True)]
+        looks_by_class = [self._look_at(*of_class) for of_class in zip(views, *clusterings, strict=True)]
         # The second look counts only where it flags something.
         decisive = [looks[-1] if looks[-1].flagged else looks[0] for looks in looks_by_class]
+        settings = asdict(
+            replace(self, filter_name=filter_name, workers=None, on_mixture=None)
+        )  # the last two cannot be copied
         return Findings(
             provenance=Provenance(
                 defense="cluster_impurity",
                 method_version=self.method_version,
-                settings=self._settings | {"filter_name": filter_name},
+                settings={name: value for name, value in settings.items() if name not in ("seed", *EXECUTION)},
                 seed=self.seed,
-                seconds={"mixtures": clustered - begun, "impurity": time.perf_counter() - clustered},
+                seconds={"mixtures": clustered - started, "impurity": time.perf_counter() - clustered},
             ),
             samples=_samples(evidence, decisive),
             clusters=pd.DataFrame([row for look in decisive for row in look.clusters], columns=list(CLUSTER_COLUMNS)),
@@ -168,11 +172,6 @@ class ClusterImpurity:
             threshold=self._threshold,
             curves=_curves(looks_by_class, mixtures, evidence.plain.features.shape[1]),
         )
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        settings = asdict(replace(self, workers=None, on_mixture=None))  # neither can be copied
-        return {name: value for name, value in settings.items() if name not in ("seed", *EXECUTION)}
 
     @property
     def _threshold(self) -> float:

@@ -95,7 +95,7 @@ class PatternCleansing:
 
     def __call__(self, evidence: Evidence, /) -> Findings:
         """Infer whether there is a backdoor, estimate its pattern, and flag the images that rest on it."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         n, names = len(evidence.labels), evidence.class_names
         if len(self.images) != n:
             raise UndoorError(
@@ -119,7 +119,7 @@ class PatternCleansing:
                 method_version=self.method_version,
                 settings=settings | {"target": inspection.target, "sources": list(inspection.sources)},
                 seed=self.inspection.seed,
-                seconds={"inspection": inspected - begun, "cleansing": time.perf_counter() - inspected},
+                seconds={"inspection": inspected - started, "cleansing": time.perf_counter() - inspected},
             ),
             samples=sample_table(evidence, score, score > self.threshold),
             class_names=names,

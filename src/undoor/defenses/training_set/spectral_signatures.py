@@ -96,7 +96,7 @@ class SpectralSignatures:
 
     def __call__(self, evidence: Evidence, /) -> Findings:
         """Score every sample within its class and flag the top share."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         score = np.zeros(len(evidence.labels))
         # The number of threads would change the last bits of the scores. One class takes only milliseconds.
         with one_thread():
@@ -107,7 +107,7 @@ class SpectralSignatures:
                 defense="spectral_signatures",
                 method_version=self.method_version,
                 settings=asdict(self),
-                seconds={"scores": time.perf_counter() - begun},
+                seconds={"scores": time.perf_counter() - started},
             ),
             samples=sample_table(evidence, score, score > 1),
             class_names=evidence.class_names,
