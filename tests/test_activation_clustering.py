@@ -41,7 +41,7 @@ def default_split(features, whiten=True, restarts=10, silhouettes=False):
     return split(features, 10, whiten, restarts, silhouettes, 0)
 
 
-def test_reduced_features_are_scikit_learns():
+def test_reduced_features_are_the_principal_components_of_scikit_learn():
     features, _ = blobs([200, 60])
     rows = features.astype(np.float64)
     plain = PCA(10, svd_solver="full").fit_transform(rows)
@@ -56,7 +56,7 @@ def test_whitened_components_have_the_distances_and_clusters_of_fastica(seed):
     features = np.random.default_rng(seed).gamma(2, size=(400, 20)).astype(np.float32) ** 2
     features[:60] += 4
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # an unfinished rotation is a rotation, too
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an unfinished rotation is a rotation too
         rotated = FastICA(10, random_state=seed, max_iter=20, whiten="unit-variance").fit_transform(
             features.astype(np.float64)
         )
@@ -87,7 +87,7 @@ def test_degenerate_classes_are_split_without_complaint(features):
     assert np.isfinite(parted.silhouette)
 
 
-def test_silhouette_is_scikit_learns_and_its_sample_is_close():
+def test_the_silhouette_is_that_of_scikit_learn_and_its_estimate_is_close():
     features, truth = blobs([400, 100], distance=1.0)
     rows = features.astype(np.float64)
     assert mean_silhouette(rows, truth, 0) == pytest.approx(silhouette_score(rows, truth))
@@ -96,7 +96,7 @@ def test_silhouette_is_scikit_learns_and_its_sample_is_close():
     assert estimates == pytest.approx([silhouette_score(many, truth)] * 4, abs=0.03)
 
 
-def test_smaller_always_flags_and_never_the_larger():
+def test_the_smaller_cluster_of_every_class_is_flagged():
     evidence, planted = one_class([300, 80])
     findings = ActivationClustering()(evidence)
     assert np.array_equal(findings.flagged[:380], planted[:380])
@@ -107,7 +107,7 @@ def test_smaller_always_flags_and_never_the_larger():
 
 
 @pytest.mark.parametrize(("sizes", "flagged"), [([130, 70], False), ([131, 69], True), ([100, 100], False)])
-def test_relative_size_flags_below_its_threshold(sizes, flagged):
+def test_relative_size_flags_a_cluster_below_the_threshold(sizes, flagged):
     evidence, planted = one_class(sizes)
     findings = ActivationClustering("relative-size", whiten=False, classes=("zero",))(evidence)
     assert findings.threshold == pytest.approx(0.65)
@@ -116,7 +116,7 @@ def test_relative_size_flags_below_its_threshold(sizes, flagged):
     assert np.array_equal(looser.flagged, planted & (sizes[1] < 72))
 
 
-def test_silhouette_flags_the_smaller_cluster_of_a_class_that_falls_in_two():
+def test_silhouette_flags_the_smaller_cluster_of_a_class_that_falls_into_two():
     evidence, planted = one_class([300, 80])
     findings = ActivationClustering("silhouette", whiten=False)(evidence)
     assert np.array_equal(findings.flagged[:380], planted[:380])
@@ -127,7 +127,7 @@ def test_silhouette_flags_the_smaller_cluster_of_a_class_that_falls_in_two():
     assert stricter.verdict == "clean"
 
 
-def test_the_authors_variant_of_2020():
+def test_the_variant_of_2020_reduces_to_two_dimensions():
     evidence, planted = one_class([300, 80], distance=8.0)
     findings = AUTHORS_2020(evidence)
     assert findings.provenance.settings["dimensions"] == 2
@@ -136,11 +136,11 @@ def test_the_authors_variant_of_2020():
     assert AUTHORS_2020(one_class([380, 0])[0]).verdict == "clean"
 
 
-def counting_retrain(labels, own, other, asked):
-    """Return a network that, left without a cluster, decides ``own`` of its images as labelled, ``other`` as 1."""
+def fake_retrain(labels, own, other, calls):
+    """Return a function that "trains" without a cluster and decides ``own`` of its images as 0 and ``other`` as 1."""
 
     def retrain(kept):
-        asked.append(kept)
+        calls.append(kept)
         decisions = labels.copy()
         without = np.flatnonzero(~kept & (labels == 0))
         decisions[without[own : own + other]] = 1
@@ -150,13 +150,13 @@ def counting_retrain(labels, own, other, asked):
 
 
 @pytest.mark.parametrize(("own", "flagged"), [(39, True), (40, False), (80, False), (0, True)])
-def test_exre_flags_what_a_network_without_it_takes_for_another_class(own, flagged):
+def test_exre_flags_a_cluster_that_a_network_trained_without_it_takes_for_another_class(own, flagged):
     evidence, planted = one_class([300, 80])
-    asked = []
-    retrain = counting_retrain(evidence.labels, own, 80 - own, asked)
+    calls = []
+    retrain = fake_retrain(evidence.labels, own, 80 - own, calls)
     findings = ActivationClustering("exre", retrain=retrain)(evidence)
-    assert any(np.array_equal(kept, ~planted) for kept in asked)
-    assert len(asked) == 2  # once a class, without its smaller cluster
+    assert any(np.array_equal(kept, ~planted) for kept in calls)
+    assert len(calls) == 2  # once for every class, without its smaller cluster
     assert np.array_equal(findings.flagged, planted & flagged)
     row = findings.clusters[findings.clusters["size"] == 80].iloc[0]
     assert row["impurity"] == pytest.approx(np.log(max(80 - own, 0.5) / max(own, 0.5)))
@@ -166,24 +166,32 @@ def test_exre_flags_what_a_network_without_it_takes_for_another_class(own, flagg
     assert "retrain" not in findings.provenance.settings
 
 
-def test_exre_threshold_is_l_over_p():
+def test_the_threshold_of_exre_is_l_over_p():
     evidence, planted = one_class([300, 80])
-    retrain = counting_retrain(evidence.labels, 30, 50, [])
+    retrain = fake_retrain(evidence.labels, 30, 50, [])
     for threshold, flagged in ((0.61, True), (0.59, False)):
         findings = ActivationClustering("exre", threshold, retrain=retrain)(evidence)
         assert np.array_equal(findings.flagged, planted & flagged)
 
 
-def test_processes_give_what_one_process_gives():
+def test_the_number_of_workers_changes_nothing():
     evidence = plant(1).evidence
-    one, two = (ActivationClustering(workers=workers)(evidence) for workers in (1, 2))
-    pd.testing.assert_frame_equal(one.samples, two.samples)
-    pd.testing.assert_frame_equal(one.clusters, two.clusters)
-    assert one.settings == two.settings
+    serial, parallel = (ActivationClustering(workers=workers)(evidence) for workers in (1, 2))
+    pd.testing.assert_frame_equal(serial.samples, parallel.samples)
+    pd.testing.assert_frame_equal(serial.clusters, parallel.clusters)
+    assert serial.provenance.settings == parallel.provenance.settings
+
+
+def test_the_byte_order_of_the_features_does_not_matter():
+    features, _ = blobs([60, 50], distance=0.0)
+    native, swapped = (default_split(features.astype(kind)).smaller for kind in ("<f4", ">f4"))
+    assert np.array_equal(native, swapped)
+    zeros = np.where(np.abs(features) < 1, np.float32(0), features)
+    assert np.array_equal(default_split(zeros).smaller, default_split(np.where(zeros == 0, -zeros, zeros)).smaller)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"rule": "largest"}, "no rule is called 'largest'; take smaller, relative-size, silhouette, exre"),
         ({"rule": "exre"}, "give retrain="),
@@ -192,12 +200,12 @@ def test_processes_give_what_one_process_gives():
         ({"dimensions": 0}, "0 dimensions"),
     ],
 )
-def test_settings_that_make_no_sense_are_told(settings, told):
-    with pytest.raises(UndoorError, match=told):
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(UndoorError, match=message):
         ActivationClustering(**settings)
 
 
-def test_decisions_of_another_shape_are_told():
+def test_decisions_of_another_shape_are_refused():
     evidence, _ = one_class([300, 80])
     with pytest.raises(UndoorError, match=r"shape \(3,\); return \(420,\)"):
         ActivationClustering("exre", retrain=lambda kept: np.zeros(3, dtype=np.int64))(evidence)

@@ -1,4 +1,4 @@
-"""One table of training-set defences drives one contract test."""
+"""One table of training-set defenses drives one contract test."""
 
 import dataclasses
 import json
@@ -9,19 +9,24 @@ import pytest
 
 from conftest import QUICKLY, one_hot, permuted, plant
 from undoor.data.dataset import row_ids
-from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
+from undoor.defenses.training_set import (
+    ActivationClustering,
+    ClusterImpurity,
+    PerfectRemoval,
+    RandomRemoval,
+    SpectralSignatures,
+)
 from undoor.evidence import Evidence, Outputs
 from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS
 
-# These leave a clean set alone and flag nothing but the poisoned class.
+# These leave a clean set alone and flag images of the poisoned class only.
 STRICT = {
     "cluster impurity": ClusterImpurity(**QUICKLY),
     "cluster impurity, the poster's": ClusterImpurity.poster(**QUICKLY),
     "cluster impurity, the authors' code's": ClusterImpurity.authors_code(**QUICKLY),
 }
 
-
-# These remove a share of every class they treat, poisoned or not, or promise less on small ones.
+# These flag a share of every class that they treat, poisoned or not, or promise less on small classes.
 WIDE = {
     "spectral signatures": SpectralSignatures(),
     "spectral signatures, 85th percentile": SpectralSignatures(0.15),
@@ -42,7 +47,7 @@ def defense(request):
     return request.param
 
 
-def test_shapes_scores_and_direction(defense, planted):
+def test_findings_have_the_right_columns_and_high_scores_are_suspicious(defense, planted):
     findings = defense(planted.evidence)
     n = len(planted.evidence.labels)
     assert tuple(findings.samples.columns) == SAMPLE_COLUMNS
@@ -70,33 +75,35 @@ def test_poisons_are_found_and_nothing_else(strict, planted):
     assert findings.classes_flagged == ("class1",)
 
 
-def test_same_evidence_same_findings(defense, planted):
+def test_the_same_evidence_gives_the_same_findings(defense, planted):
     first, second = defense(planted.evidence), defense(planted.evidence)
     pd.testing.assert_frame_equal(first.samples, second.samples)
     pd.testing.assert_frame_equal(first.clusters, second.clusters)
 
 
-def test_order_of_the_samples_does_not_matter(defense, planted):
+def test_the_order_of_the_samples_does_not_matter(defense, planted):
     order = np.random.default_rng(5).permutation(len(planted.evidence.labels))
-    first, second = defense(planted.evidence), defense(permuted(planted.evidence, order))
-    pd.testing.assert_frame_equal(first.samples.iloc[order].reset_index(drop=True), second.samples)
-    pd.testing.assert_frame_equal(first.clusters, second.clusters)
+    first, shuffled = defense(planted.evidence), defense(permuted(planted.evidence, order))
+    pd.testing.assert_frame_equal(first.samples.iloc[order].reset_index(drop=True), shuffled.samples)
+    pd.testing.assert_frame_equal(first.clusters, shuffled.clusters)
 
 
-def test_evidence_holds_nothing_but_what_a_defender_has():
+@pytest.mark.parametrize(
+    "build",
+    [lambda planted, defense=defense: defense for defense in DEFENSES.values()]
+    + [lambda planted: RandomRemoval(5), lambda planted: PerfectRemoval(planted.poisoned)],
+    ids=[*DEFENSES, "random removal", "perfect removal"],
+)
+def test_the_findings_carry_the_version_of_the_method(build, planted, monkeypatch):
+    defense = build(planted)
+    monkeypatch.setattr(type(defense), "method_version", 77)
+    assert defense(planted.evidence).provenance.method_version == 77
+    assert defense(planted.evidence).summary()["method_version"] == 77
+
+
+def test_evidence_holds_only_what_a_defender_has():
     assert {f.name for f in dataclasses.fields(Evidence)} == {"plain", "filtered", "labels", "ids", "class_names"}
     assert {f.name for f in dataclasses.fields(Outputs)} == {"features", "logits"}
-
-
-def small(labels, features, classes=3):
-    logits = one_hot(labels, classes)
-    return Evidence(
-        Outputs(features.astype(np.float32), logits),
-        {"h": Outputs(features.astype(np.float32), logits)},
-        labels,
-        row_ids(len(labels)),
-        tuple("abc"),
-    )
 
 
 DEGENERATE = pytest.mark.parametrize(
@@ -107,16 +114,19 @@ DEGENERATE = pytest.mark.parametrize(
 
 
 def degenerate(labels, constant):
+    """Return evidence of three classes with these labels, in which the filter changes nothing."""
+    labels = np.array(labels)
     features = 3.7 + np.random.default_rng(0).normal(size=(len(labels), 4)) * (not constant)
-    return small(np.array(labels), features)
+    outputs = Outputs(features.astype(np.float32), one_hot(labels, 3))
+    return Evidence(outputs, {"h": outputs}, labels, row_ids(len(labels)), tuple("abc"))
 
 
 @DEGENERATE
-def test_degenerate_classes(defense, labels, constant):
+def test_degenerate_classes_have_finite_scores_and_no_flags(defense, labels, constant):
     findings = defense(degenerate(labels, constant))
     assert len(findings.samples) == len(labels)
     assert np.isfinite(findings.samples["score"]).all()
-    # A class of one, and one without any difference, has nothing that stands out.
+    # Nothing stands out in a class of one image, or in a class of equal images.
     assert not findings.flagged[(findings.samples["label"] == 2) | constant].any()
 
 

@@ -6,19 +6,20 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from undoor.mixtures.em import BLOCK, Mixtures, from_labels, posterior, race, step
+from undoor.mixtures.em import BLOCK, Mixtures, fit_from_starts, from_labels, posterior, step
 
 RIDGE = 1e-3
 
 
 def overlapping(n=400, t=5, seed=0):
+    """Return rows of three overlapping Gaussians, and a random partition of them."""
     generator = np.random.default_rng(seed)
     rows = np.concatenate([generator.normal(size=(n, t)) * generator.uniform(0.5, 2, t) + 1.2 * k for k in range(3)])
     return rows - rows.mean(0), generator.integers(0, 3, len(rows))
 
 
-def tensors(rows, labels, dtype=torch.float64):
-    """Rows, present, labels, of and ridge for one start in one class."""
+def one_class(rows, labels, dtype=torch.float64):
+    """Return rows, present, labels, class_of and ridge for one start in one class, as EM takes them."""
     n, t = rows.shape
     return (
         torch.from_numpy(rows).to(dtype)[None],
@@ -30,7 +31,7 @@ def tensors(rows, labels, dtype=torch.float64):
 
 
 def scikit_learn(rows, labels, iterations):
-    """EM by scikit-learn from the same partition, whose first step is to maximise."""
+    """Return the mixture that scikit-learn fits from the same partition; its first step maximises."""
     parts = [rows[labels == k] for k in range(labels.max() + 1)]
     covariances = [np.cov(part.T, bias=True) + RIDGE * np.eye(rows.shape[1]) for part in parts]
     with warnings.catch_warnings():
@@ -52,10 +53,10 @@ def covariances(mixtures):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_steps_are_scikit_learns(steps):
+def test_steps_are_those_of_scikit_learn(steps):
     rows, labels = overlapping()
-    x, present, start, of, ridge = tensors(rows, labels)
-    ours = from_labels(x, start, of, 3, ridge)
+    x, present, start, class_of, ridge = one_class(rows, labels)
+    ours = from_labels(x, start, class_of, 3, ridge)
     for _ in range(steps):
         likelihood, ours = step(x, present, ours, ridge)
     theirs = scikit_learn(rows, labels, steps)
@@ -72,58 +73,58 @@ def test_a_tight_cluster_far_away_keeps_its_digits_in_float32():
     generator = np.random.default_rng(0)
     rows = np.concatenate([generator.normal(size=(500, 3)), 0.01 * generator.normal(size=(50, 3)) + 300])
     labels = np.repeat([0, 1], [500, 50])
-    x, present, start, of, ridge = tensors(rows, labels, torch.float32)
-    found = step(x, present, from_labels(x, start, of, 2, ridge), ridge)[1]
+    x, present, start, class_of, ridge = one_class(rows, labels, torch.float32)
+    fitted = step(x, present, from_labels(x, start, class_of, 2, ridge), ridge)[1]
     expected = np.cov(rows[500:].T, bias=True) + RIDGE * np.eye(3)
-    assert covariances(found)[1] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert covariances(fitted)[1] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_blocks_of_rows_change_nothing(monkeypatch):
+def test_computing_in_blocks_of_rows_changes_nothing(monkeypatch):
     rows, labels = overlapping()
-    x, present, start, of, ridge = tensors(rows, labels)
-    begin = from_labels(x, start, of, 3, ridge)
+    x, present, start, class_of, ridge = one_class(rows, labels)
+    begin = from_labels(x, start, class_of, 3, ridge)
     whole, likelihoods = step(x, present, begin, ridge), posterior(x, begin)[0]
     monkeypatch.setitem(BLOCK, "cpu", 0)  # blocks of 64 rows
-    parted = step(x, present, begin, ridge)
-    assert float(parted[0]) == pytest.approx(float(whole[0]), rel=1e-12)
-    assert parted[1].whitenings.numpy() == pytest.approx(whole[1].whitenings.numpy(), rel=1e-9, abs=1e-12)
+    in_blocks = step(x, present, begin, ridge)
+    assert float(in_blocks[0]) == pytest.approx(float(whole[0]), rel=1e-12)
+    assert in_blocks[1].whitenings.numpy() == pytest.approx(whole[1].whitenings.numpy(), rel=1e-9, abs=1e-12)
     assert posterior(x, begin)[0].numpy() == pytest.approx(likelihoods.numpy())
 
 
-def starts(rows, seeds):
-    """Several random starts in one class."""
+def random_starts(rows, seeds):
+    """Return rows, present, starts, class_of and ridge for one random start per seed, all in one class."""
     labels = torch.from_numpy(np.stack([np.random.default_rng(s).integers(0, 3, len(rows)) for s in seeds]))
-    x, present, _, _, ridge = tensors(rows, labels[0].numpy())
-    of = torch.zeros(len(seeds), dtype=torch.int64)
-    return x, present, from_labels(x, labels, of, 3, ridge), of, ridge
+    x, present, _, _, ridge = one_class(rows, labels[0].numpy())
+    class_of = torch.zeros(len(seeds), dtype=torch.int64)
+    return x, present, from_labels(x, labels, class_of, 3, ridge), class_of, ridge
 
 
-def test_the_race_is_won_by_the_likeliest_start():
+def test_the_likeliest_of_several_starts_is_returned():
     rows, _ = overlapping()
-    nowhere = torch.tensor([-torch.inf], dtype=torch.float64)
-    together = race(*(given := starts(rows, [0, 1, 2]))[:3], *given[3:], nowhere, 200)
-    alone = [race(*(one := starts(rows, [seed]))[:3], *one[3:], nowhere, 200) for seed in (0, 1, 2)]
-    best = max(float(posterior(given[0], mixture)[0].sum()) for mixture in alone)
-    assert float(posterior(given[0], together)[0].sum()) == pytest.approx(best, abs=1e-3 * len(rows))
+    floor = torch.tensor([-torch.inf], dtype=torch.float64)
+    x = random_starts(rows, [0])[0]
+    together = fit_from_starts(*random_starts(rows, [0, 1, 2]), floor, 200)
+    alone = [fit_from_starts(*random_starts(rows, [seed]), floor, 200) for seed in (0, 1, 2)]
+    best = max(float(posterior(x, mixture)[0].sum()) for mixture in alone)
+    assert float(posterior(x, together)[0].sum()) == pytest.approx(best, abs=1e-3 * len(rows))
 
 
 def test_a_start_that_cannot_reach_the_floor_is_given_up(monkeypatch):
     rows, _ = overlapping()
-    x, present, begin, of, ridge = starts(rows, [0, 1])
-    taken = []
-    monkeypatch.setattr("undoor.mixtures.em.step", lambda *given: taken.append(len(given[2].weights)) or step(*given))
-    race(x, present, begin, of, ridge, torch.tensor([1e9], dtype=torch.float64), 200)
-    # After the first step nothing is known of the gain, after the second enough.
-    assert taken == [2, 2]
+    running = []
+    monkeypatch.setattr("undoor.mixtures.em.step", lambda *args: running.append(len(args[2].weights)) or step(*args))
+    fit_from_starts(*random_starts(rows, [0, 1]), torch.tensor([1e9], dtype=torch.float64), 200)
+    # The first step has no gain to compare with; after the second, both starts are given up.
+    assert running == [2, 2]
 
 
 def test_a_component_that_loses_all_its_rows_does_no_harm():
     rows, labels = overlapping()
-    x, present, start, of, ridge = tensors(rows, labels)
-    begin = from_labels(x, start, of, 3, ridge)
-    lost = Mixtures(begin.weights, begin.means.clone(), begin.whitenings.clone())
-    lost.means[0, 2] = 1e6
+    x, present, start, class_of, ridge = one_class(rows, labels)
+    begin = from_labels(x, start, class_of, 3, ridge)
+    mixture = Mixtures(begin.weights, begin.means.clone(), begin.whitenings.clone())
+    mixture.means[0, 2] = 1e6
     for _ in range(3):
-        likelihood, lost = step(x, present, lost, ridge)
+        likelihood, mixture = step(x, present, mixture, ridge)
     assert np.isfinite(float(likelihood))
-    assert torch.isfinite(lost.whitenings).all()
+    assert torch.isfinite(mixture.whitenings).all()

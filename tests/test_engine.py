@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import QUICKLY, plant
-from test_bench import TRIED, make_suite, results
+from helpers.small_suite import CONTENDERS, make_suite, results_without_times
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import RandomRemoval
 from undoor.engine import Engine, as_finished, map_items, one_thread
@@ -21,6 +22,7 @@ from undoor.experiments.contenders import Contender
 from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
 from undoor.filters import Average
+from undoor.mixtures.memory import remembered_clusterings
 from undoor.networks.classifier import Classifier
 
 # When Ray starts its processes on a busy machine it may give one up and start another.
@@ -32,7 +34,7 @@ NOTICES_A_DEATH = {"health_check_period_ms": 500, "health_check_failure_threshol
 
 @pytest.fixture(scope="module")
 def head():
-    """A Ray cluster on this machine, of one node with one core, whose address stands in RAY_ADDRESS."""
+    """A Ray cluster on this machine, with one node of one core; its address is in RAY_ADDRESS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "token")
@@ -59,7 +61,7 @@ def cluster(head):
 
 @pytest.fixture
 def doomed(cluster):
-    """The second node's name, and what kills it."""
+    """The name of the second node, and a function that kills the node."""
     (node,) = cluster.worker_nodes
     return node.node_id, partial(cluster.remove_node, node, allow_graceful=False)
 
@@ -71,12 +73,12 @@ def engine(request):
     return Engine(request.param, workers=2)
 
 
-def products(item, matrix):
+def inverse(item, matrix):
     return np.linalg.inv(matrix @ matrix.T + item * np.eye(len(matrix)))
 
 
 def test_every_engine_gives_the_same_bits_in_order(engine):
-    work = partial(products, matrix=np.random.default_rng(0).normal(size=(150, 150)))
+    work = partial(inverse, matrix=np.random.default_rng(0).normal(size=(150, 150)))
     with one_thread():
         expected = [work(item) for item in range(1, 8)]
     np.testing.assert_array_equal(map_items(work, range(1, 8), engine), expected)
@@ -87,24 +89,24 @@ def slowly(item):
     return str(item)
 
 
-def test_results_come_as_they_are_finished_and_items_are_asked_for_late(engine):
-    asked = []
-    items = (asked.append(item) or item for item in range(20))
+def test_results_come_as_they_are_finished_and_items_are_taken_late(engine):
+    taken = []
+    items = (taken.append(item) or item for item in range(20))
     finished = as_finished(slowly, items, engine)
-    seen = [next(finished)]
-    assert len(asked) < 20
-    seen += finished
-    assert sorted(seen) == [(item, str(item)) for item in range(20)]
+    results = [next(finished)]
+    assert len(taken) < 20
+    results += finished
+    assert sorted(results) == [(item, str(item)) for item in range(20)]
 
 
-def test_who_leaves_early_can_begin_anew(engine):
+def test_after_stopping_early_other_items_can_be_computed(engine):
     finished = as_finished(str, range(20), engine)
     next(finished)
     finished.close()
     assert map_items(str, range(3), engine) == ["0", "1", "2"]
 
 
-def test_no_items(engine):
+def test_without_items_there_are_no_results(engine):
     assert map_items(str, [], engine) == []
 
 
@@ -114,48 +116,69 @@ def refuse(item):
     return item
 
 
-def test_an_error_the_user_can_mend_is_one_line(engine):
+def test_an_error_that_the_user_can_mend_is_passed_on(engine):
     with pytest.raises(UndoorError) as caught:
         map_items(refuse, range(6), engine)
     assert str(caught.value) == "item 3 is spoilt; remove it"
 
 
-def test_a_fault_keeps_its_type(engine):
+def test_any_other_error_keeps_its_type(engine):
     with pytest.raises(ZeroDivisionError):
         map_items(partial(divmod, 1), [1, 0], engine)
 
 
-def own_process(_):
-    return {os.getpid(), *map_items(_process, range(3), Engine("processes", 2))}
+def process_ids(_):
+    """Return the ids of this process and of those that compute the items of a nested call."""
+    return {os.getpid(), *map_items(process_id, range(3), Engine("processes", 2))}
 
 
-def _process(_):
+def process_id(_):
     return os.getpid()
 
 
-def test_an_item_that_maps_items_stays_in_its_process(engine):
-    assert [len(processes) for processes in map_items(own_process, range(2), engine)] == [1, 1]
+variable = ContextVar("variable", default="default")
 
 
-def test_the_findings_of_a_cluster_are_those_of_one_process(engine):
+def read_variable(_):
+    return variable.get()
+
+
+def test_threads_share_the_context_variables_of_the_caller():
+    token = variable.set("set by the caller")
+    try:
+        for workers in (1, 2):
+            assert map_items(read_variable, range(4), workers) == ["set by the caller"] * 4
+    finally:
+        variable.reset(token)
+    assert map_items(read_variable, range(2), 2) == ["default"] * 2
+
+
+def test_the_items_of_a_nested_call_stay_in_their_process(engine):
+    assert [len(processes) for processes in map_items(process_ids, range(2), engine)] == [1, 1]
+
+
+def test_the_findings_are_the_same_on_every_engine(engine):
     evidence = plant().evidence
-    one, other = (ClusterImpurity(**{**QUICKLY, "workers": w})(evidence) for w in (Engine("local"), engine))
-    assert one.samples.equals(other.samples)
-    assert one.clusters.equals(other.clusters)
-    assert one.settings == other.settings
+    expected = ClusterImpurity(**QUICKLY)(evidence)
+    with remembered_clusterings():
+        repeated = [ClusterImpurity(**{**QUICKLY, "workers": engine})(evidence) for _ in range(2)]
+    for findings in repeated:
+        assert findings.samples.equals(expected.samples)
+        assert findings.clusters.equals(expected.clusters)
+        assert findings.provenance.settings == expected.provenance.settings
 
 
-def test_the_pass_gives_the_same_bits_everywhere(engine, network, dataset, monkeypatch):
-    monkeypatch.setattr("undoor.evidence.evidence.SHARD", 16)
+def test_the_pass_over_the_images_gives_the_same_bits_on_every_engine(engine, network, dataset, monkeypatch):
+    monkeypatch.setattr("undoor.evidence.collect.SHARD", 16)
     classifier, h = Classifier(network, mean=[0.3], std=[0.2]), str(Average())
-    one, other = (collect(classifier, dataset, batch_size=8, engine=e) for e in (Engine("local"), engine))
-    for mine, theirs in ((one.plain, other.plain), (one.filtered[h], other.filtered[h])):
-        assert np.array_equal(mine.features, theirs.features)
-        assert np.array_equal(mine.logits, theirs.logits)
+    local, other = (collect(classifier, dataset, batch_size=8, engine=e) for e in (Engine("local"), engine))
+    for expected, outputs in ((local.plain, other.plain), (local.filtered[h], other.filtered[h])):
+        assert np.array_equal(outputs.features, expected.features)
+        assert np.array_equal(outputs.logits, expected.logits)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("dask",), "no engine 'dask'; choose local, processes, ray"),
         (("processes", 0), "number of workers is 0"),
@@ -163,61 +186,61 @@ def test_the_pass_gives_the_same_bits_everywhere(engine, network, dataset, monke
         (("ray", None, -1.0), "-1.0 GPUs an item"),
     ],
 )
-def test_what_an_engine_cannot_be(options, told):
-    with pytest.raises(UndoorError, match=told):
+def test_impossible_engines_are_refused(options, message):
+    with pytest.raises(UndoorError, match=message):
         Engine(*options)
 
 
-def test_without_ray_the_extra_is_named(monkeypatch):
+def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UndoorError, match=r"pip install 'undoor\[ray\]'"):
         map_items(str, range(2), Engine("ray"))
 
 
-def test_a_cluster_without_gpus_is_told_at_once(cluster):
+def test_a_cluster_without_gpus_is_refused_at_once(cluster):
     with pytest.raises(UndoorError, match="has no GPU; add a node that has one"):
         map_items(str, range(2), Engine("ray", gpus=0.5))
 
 
-def killing(item):
+def kill_process(item):
     if item == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_is_told(engine, monkeypatch):
+def test_a_killed_process_is_an_error(engine, monkeypatch):
     if engine.kind == "local":
-        pytest.skip("it would be this one")
+        pytest.skip("the process that runs this test would be killed")
     monkeypatch.setattr("undoor.engine.RETRIES", 1)
     with pytest.raises(UndoorError, match=r"process was killed|was tried 2 times"):
-        map_items(killing, range(2), engine)
+        map_items(kill_process, range(2), engine)
 
 
-def node():
+def node_id():
     import ray
 
     return ray.get_runtime_context().get_node_id()
 
 
 def features(shard, classifier, folder, doomed):
-    """Return the outputs of a shard of images. The doomed node hangs in its second shard, others wait until it does."""
+    """Return the outputs of a shard of images. The doomed node hangs in its second shard; others wait until it does."""
     number, images = shard
-    (folder / f"{time.time_ns()}-{node()}-{number}").touch()
-    if node() != doomed:
-        wait_for(lambda: len(begun(folder, doomed)) > 1)
-    elif len(begun(folder, doomed)) > 1:
+    (folder / f"{time.time_ns()}-{node_id()}-{number}").touch()
+    if node_id() != doomed:
+        wait_for(lambda: len(started_shards(folder, doomed)) > 1)
+    elif len(started_shards(folder, doomed)) > 1:
         time.sleep(600)
     return tuple(part.numpy() for part in classifier.features_and_logits(classifier.scale(images)))
 
 
-def begun(folder, name=""):
-    """Return the shards that were begun on a node, or on any, in their order."""
-    return [int(path.name.split("-")[2]) for path in sorted(folder.glob(f"*-{name}*-*"))]
+def started_shards(folder, node=""):
+    """Return the numbers of the shards that were started on a node, or on any node, in the order of their starts."""
+    return [int(path.name.split("-")[2]) for path in sorted(folder.glob(f"*-{node}*-*"))]
 
 
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds} seconds"
         time.sleep(0.02)
 
 
@@ -231,22 +254,22 @@ def test_a_node_that_dies_in_a_pass_costs_only_what_ran_there(doomed, network, t
         partial(features, classifier=classifier, folder=tmp_path, doomed=name), shards, Engine("ray")
     ):
         finished[number] = outputs
-        if name and len(begun(tmp_path, name)) == 2:
-            kept, lost = begun(tmp_path, name)
+        if name and len(started_shards(tmp_path, name)) == 2:
+            kept, lost = started_shards(tmp_path, name)
             assert kept in finished
             kill()
             name = None
-    assert sorted(begun(tmp_path)) == sorted([*range(12), lost])
+    assert sorted(started_shards(tmp_path)) == sorted([*range(12), lost])
     with one_thread():
         local = [classifier.features_and_logits(classifier.scale(part)) for _, part in shards]
     for number, expected in enumerate(local):
-        for got, wanted in zip(finished[number], expected, strict=True):
-            np.testing.assert_array_equal(got, wanted.numpy())
+        for outputs, expected_outputs in zip(finished[number], expected, strict=True):
+            np.testing.assert_array_equal(outputs, expected_outputs.numpy())
 
 
-def hanging(evidence, folder, doomed):
-    """Flag three images at random; on the doomed node, never come to that. Other nodes wait until it is dead."""
-    if node() == doomed:
+def hang_on_doomed_node(evidence, folder, doomed):
+    """Flag three images at random, but hang on the doomed node. Other nodes wait until it is dead."""
+    if node_id() == doomed:
         Path(folder, "hangs").touch()
         time.sleep(600)
     wait_for(Path(folder, "killed").exists)
@@ -254,15 +277,18 @@ def hanging(evidence, folder, doomed):
 
 
 def contents(store):
-    """Return everything in the store but the times and what computed."""
+    """Return the results in a store without their times and their hardware."""
     return {
-        stage: {key: {k: v for k, v in one.items() if k != "hardware"} for key, one in kept.items()}
-        for stage, kept in results(store).items()
+        kind: {
+            key: {name: value for name, value in result.items() if name != "hardware"}
+            for key, result in results.items()
+        }
+        for kind, results in results_without_times(store).items()
     }
 
 
 @pytest.mark.parametrize("kind", ["processes", "ray"])
-def test_a_grid_gives_the_same_everywhere(kind, request, tmp_path):
+def test_a_suite_gives_the_same_results_on_every_engine(kind, request, tmp_path):
     if kind == "ray":
         request.getfixturevalue("cluster")
     boards = []
@@ -270,27 +296,29 @@ def test_a_grid_gives_the_same_everywhere(kind, request, tmp_path):
     assert other.run().finished
     assert len(boards) > 2
     with one_thread():
-        here = Bench(make_suite(), Store(tmp_path / "local"))
-        assert here.run().cells == boards[-1].cells
-    assert contents(other.store) == contents(here.store)
+        local = Bench(make_suite(), Store(tmp_path / "local"))
+        assert local.run().cells == boards[-1].cells
+    assert contents(other.store) == contents(local.store)
 
 
-def test_a_node_that_dies_in_a_grid_costs_only_what_ran_there(doomed, tmp_path):
+def test_a_node_that_dies_in_a_suite_costs_only_what_ran_there(doomed, tmp_path):
     name, kill = doomed
     store = Store(tmp_path / "store")
-    waiting = Contender("waits", lambda _: partial(hanging, folder=str(tmp_path), doomed=name), retrain=True)
+    waiting = Contender(
+        "waits", lambda _: partial(hang_on_doomed_node, folder=str(tmp_path), doomed=name), retrain=True
+    )
     victims = {}
 
-    def at_the_right_moment():
+    def kill_when_both_victims_are_stored():
         wait_for((tmp_path / "hangs").exists)
         wait_for(lambda: len(store.all("victims")) == 2)
         victims.update({path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "victims").iterdir()})
         kill()
         (tmp_path / "killed").touch()
 
-    killer = threading.Thread(target=at_the_right_moment)
+    killer = threading.Thread(target=kill_when_both_victims_are_stored)
     killer.start()
-    board = Bench(make_suite(contenders=(TRIED[0], waiting)), store, engine=Engine("ray")).run()
+    board = Bench(make_suite(contenders=(CONTENDERS[0], waiting)), store, engine=Engine("ray")).run()
     killer.join()
     assert board.finished
     assert {path: path.stat().st_mtime_ns for path in victims} == victims

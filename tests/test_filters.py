@@ -19,7 +19,7 @@ def images(n=5, channels=3, height=9, width=7, seed=0):
 
 
 @pytest.mark.parametrize("h", FILTERS, ids=str)
-def test_contract(h):
+def test_a_filter_keeps_shape_type_and_range_and_treats_every_image_by_itself(h):
     x = images()
     y = h(x)
     assert isinstance(h, Filter)
@@ -28,7 +28,6 @@ def test_contract(h):
     assert y.min() >= 0
     assert y.max() <= 1 + 1e-6
     assert torch.equal(x, images())
-    # A function of one image alone: the same in every batch and order.
     assert torch.allclose(h(x[2:3]), y[2:3], atol=1e-6)
     assert torch.allclose(h(x.flip(0)), y.flip(0), atol=1e-6)
     assert torch.equal(h(x), y)
@@ -44,9 +43,9 @@ def test_constant_images_stay_what_they_are(h, value):
     assert torch.allclose(h(x), x, atol=1e-6)
 
 
-def test_average_against_scipy():
+def test_average_is_that_of_scipy():
     x = images()
-    # scipy's even window reaches to the upper left; origin −1 moves it to the lower right.
+    # The even window of scipy reaches to the upper left; origin −1 moves it to the lower right.
     for size, origin in ((2, -1), (3, 0)):
         expected = ndi.uniform_filter(x.numpy(), (0, 0, size, size), mode="nearest", origin=(0, 0, origin, origin))
         assert np.allclose(Average(size)(x).numpy(), expected, atol=1e-6)
@@ -54,7 +53,7 @@ def test_average_against_scipy():
     assert np.allclose(Average(2, "zero")(x).numpy(), expected, atol=1e-6)
 
 
-def test_average_halves_one_pixel_four_times():
+def test_average_gives_a_quarter_of_a_pixel_to_four_pixels():
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 2] = 1
     y = Average(2)(x)[0, 0]
@@ -62,7 +61,7 @@ def test_average_halves_one_pixel_four_times():
     assert y.sum() == 1
 
 
-def test_median_and_gaussian_against_scipy():
+def test_median_and_gaussian_are_those_of_scipy():
     x = images()
     expected = ndi.median_filter(x.numpy(), (1, 1, 3, 3), mode="nearest")
     assert np.allclose(Median(3)(x).numpy(), expected, atol=1e-6)
@@ -100,7 +99,7 @@ def test_quantise_leaves_as_many_values_as_levels():
         ("quantise:4", Quantise(4)),
     ],
 )
-def test_names(text, expected):
+def test_a_text_names_a_filter(text, expected):
     assert parse_filter(text) == expected
 
 
@@ -108,7 +107,7 @@ def test_names(text, expected):
     "text", ["", "blur", "average:x", "average:1", "average:2.5", "average:2:mirror", "noise:0", "noise:3:zero",
              "quantise:1", "gaussian:0", "gaussian:-1", "gaussian:nan", "median:inf", "average:2:zero:1"]
 )  # fmt: skip
-def test_wrong_names_are_told(text):
+def test_a_text_that_names_no_filter_is_refused(text):
     with pytest.raises(UndoorError, match="no filter is called"):
         parse_filter(text)
 
@@ -120,11 +119,11 @@ def test_wrong_names_are_told(text):
         *(Noise(), Noise(12.5), Quantise(), Quantise(16)),
     ],
 )
-def test_a_filter_is_written_as_it_is_read(h):
+def test_a_filter_is_read_back_from_its_text(h):
     assert parse_filter(str(h)) == h
 
 
-def test_how_filters_are_written():
+def test_the_text_of_a_filter_is_the_shortest():
     assert [str(h) for h in (Average(), Average(2, "zero"), Gaussian(0.8), Noise(8.0), Quantise())] == [
         "average:2", "average:2:zero", "gaussian:0.8", "noise:8", "quantise:8"
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The mixture as scikit-learn's users know it, beside scikit-learn's own."""
+"""Our mixture with the interface of scikit-learn, compared with the mixture of scikit-learn."""
 
 import pickle
 
@@ -10,17 +10,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from test_mixture import blobs
+from helpers.blobs import blobs
 from undoor.errors import UndoorError
 from undoor.integrations import BicMixture
 
 
 @parametrize_with_checks([BicMixture()])
-def test_scikit_learns_own_checks(estimator, check):
+def test_the_checks_of_scikit_learn_pass(estimator, check):
     check(estimator)
 
 
-def theirs_of(ours):
+def same_parameters(ours):
     """Return scikit-learn's mixture with the parameters of ours."""
     theirs = GaussianMixture(ours.n_components_)
     theirs.weights_, theirs.means_ = ours.weights_, ours.means_
@@ -33,7 +33,7 @@ def theirs_of(ours):
 def test_equal_parameters_give_what_scikit_learn_gives(sizes, offset):
     rows = blobs(sizes, distance=3)[0].astype(np.float64) + offset
     ours = BicMixture(random_state=0).fit(rows)
-    theirs = theirs_of(ours)
+    theirs = same_parameters(ours)
     assert ours.bic(rows) == pytest.approx(theirs.bic(rows), rel=1e-9)
     assert ours.score(rows) == pytest.approx(theirs.score(rows), rel=1e-9)
     assert ours.score_samples(rows) == pytest.approx(theirs.score_samples(rows), rel=1e-6)
@@ -43,7 +43,7 @@ def test_equal_parameters_give_what_scikit_learn_gives(sizes, offset):
 
 
 @pytest.mark.parametrize("sizes", [[200], [150, 90], [100, 60, 140]])
-def test_the_mixture_is_the_one_that_scikit_learns_sweep_finds(sizes):
+def test_the_mixture_is_that_of_a_sweep_with_scikit_learn(sizes):
     features, truth = blobs(sizes)
     rows = features.astype(np.float64)
     ours = BicMixture(random_state=0).fit(rows)
@@ -51,7 +51,7 @@ def test_the_mixture_is_the_one_that_scikit_learns_sweep_finds(sizes):
     theirs = min(sweep, key=lambda mixture: mixture.bic(rows))
     assert ours.n_components_ == theirs.n_components == len(sizes)
     assert ours.bic(rows) == pytest.approx(theirs.bic(rows), rel=1e-6)
-    # The same groups; only the numbers that they bear differ.
+    # The groups are the same; only their numbers may differ.
     pairs = set(zip(ours.predict(rows), theirs.predict(rows), truth, strict=True))
     assert len(pairs) == len(sizes)
     ours_first, theirs_first = np.argsort(ours.means_[:, 0]), np.argsort(theirs.means_[:, 0])
@@ -68,7 +68,7 @@ def test_it_works_in_pipelines_and_cross_validation():
     assert np.isfinite(cross_val_score(pipeline, rows, cv=3)).all()
 
 
-def test_it_survives_pickling_bit_by_bit():
+def test_pickling_changes_no_bit():
     rows = blobs([60, 40])[0]
     ours = BicMixture(random_state=0).fit(rows)
     again = pickle.loads(pickle.dumps(ours))

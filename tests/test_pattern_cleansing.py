@@ -1,15 +1,18 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import undoor
 from conftest import permuted
-from test_reverse_engineering import CLASSES, PIXEL, SIZE, TARGET, Planted, images_of
+from helpers.backdoored_network import CLASSES, PIXEL, TARGET, BackdooredNetwork, images_near_templates
 from undoor.data.dataset import Dataset, Truth, row_ids
 from undoor.defenses.post_training import ReverseEngineering
-from undoor.defenses.training_set import PatternCleansing
+from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
 from undoor.errors import UndoorError
 from undoor.evidence.collect import collect
 from undoor.networks.classifier import Classifier
@@ -18,16 +21,16 @@ SOURCES = tuple(k for k in range(CLASSES) if k != TARGET)
 
 
 def poisoned(per_class=20, count=10):
-    """Return images of which ``count`` carry the trigger and are labelled as the target."""
-    clean, more = images_of(per_class), images_of(count, seed=1)
+    """Return images, of which ``count`` carry the trigger and are labelled as the target."""
+    clean, more = images_near_templates(per_class), images_near_templates(count, seed=1)
     copies = more.take(np.flatnonzero(more.labels != TARGET)[::5][:count])
-    marked = copies.images.copy()
-    marked.reshape(len(marked), -1)[:, PIXEL] = (
-        76  # barely enough: the shortest pattern does not undo a trigger twice as strong
-    )
+    triggered = copies.images.copy()
+    # Barely strong enough: the shortest pattern does not undo a trigger of twice this strength.
+    triggered.reshape(len(triggered), -1)[:, PIXEL] = 76
     labels = np.concatenate([clean.labels, np.full(len(copies), TARGET)])
     truth = Truth(np.arange(len(labels)) >= len(clean), np.concatenate([clean.labels, copies.labels]))
-    return Dataset(np.concatenate([clean.images, marked]), labels, clean.class_names, row_ids(len(labels)), truth)
+    images = np.concatenate([clean.images, triggered])
+    return Dataset(images, labels, clean.class_names, row_ids(len(labels)), truth)
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +38,15 @@ def data():
     return poisoned()
 
 
-def evidence_of(model, data):
-    return collect(Classifier(model, layer="linear"), data)
+def classifier_with(sources=SOURCES):
+    return Classifier(BackdooredNetwork(sources), layer="linear")
 
 
 @pytest.mark.parametrize("sources", [SOURCES, (4,)])
 def test_the_poisons_are_found_and_nothing_else(data, sources):
-    of_sources = ~data.truth.poisoned | np.isin(data.truth.original_labels, sources)
-    data = data.take(of_sources)
-    model = Planted(sources)
-    classifier = Classifier(model, layer="linear")
-    findings = PatternCleansing(classifier, data.images)(evidence_of(model, data))
+    data = data.take(~data.truth.poisoned | np.isin(data.truth.original_labels, sources))
+    classifier = classifier_with(sources)
+    findings = PatternCleansing(classifier, data.images)(collect(classifier, data))
     assert findings.flagged.tolist() == data.truth.poisoned.tolist()
     assert findings.flagged.tolist() == (findings.samples["score"] > findings.threshold).tolist()
     assert findings.classes_flagged == (data.class_names[TARGET],)
@@ -54,47 +55,56 @@ def test_the_poisons_are_found_and_nothing_else(data, sources):
 
 
 def test_a_clean_set_is_called_clean():
-    data, model = images_of(20), Planted()
-    findings = PatternCleansing(Classifier(model, layer="linear"), data.images)(evidence_of(model, data))
+    data, classifier = images_near_templates(20), classifier_with(())
+    findings = PatternCleansing(classifier, data.images)(collect(classifier, data))
     assert findings.verdict == "clean"
     assert (findings.samples["score"] == 0).all()
 
 
 def test_the_order_of_the_samples_does_not_matter(data):
-    model = Planted(SOURCES)
-    classifier, evidence = Classifier(model, layer="linear"), evidence_of(model, data)
+    classifier = classifier_with()
+    evidence = collect(classifier, data)
     order = np.random.default_rng(5).permutation(len(data))
-    first = PatternCleansing(classifier, data.images)(evidence)
-    second = PatternCleansing(classifier, data.images[order])(permuted(evidence, order))
-    again = PatternCleansing(classifier, data.images)(evidence)
+    first, again = (PatternCleansing(classifier, data.images)(evidence) for _ in range(2))
     pd.testing.assert_frame_equal(first.samples, again.samples)
-    pd.testing.assert_frame_equal(first.samples.iloc[order].reset_index(drop=True), second.samples, atol=1e-4)
+    shuffled = PatternCleansing(classifier, data.images[order])(permuted(evidence, order))
+    pd.testing.assert_frame_equal(first.samples.iloc[order].reset_index(drop=True), shuffled.samples, atol=1e-4)
 
 
 def test_a_class_without_images_is_left_out(data):
     without = data.take(data.labels != 5)
-    model = Planted(SOURCES)
-    findings = PatternCleansing(Classifier(model, layer="linear"), without.images)(evidence_of(model, without))
+    classifier = classifier_with()
+    findings = PatternCleansing(classifier, without.images)(collect(classifier, without))
     assert findings.flagged.tolist() == without.truth.poisoned.tolist()
 
 
-def test_what_cannot_be_is_refused(data):
-    model = Planted(SOURCES)
-    classifier, evidence = Classifier(model, layer="linear"), evidence_of(model, data)
+def test_impossible_settings_and_images_are_refused(data):
+    classifier = classifier_with()
     with pytest.raises(UndoorError, match="the images it was made of"):
-        PatternCleansing(classifier, data.images[:-1])(evidence)
-    for settings in ({"threshold": 1.0}, {"labelled": 0}):
-        with pytest.raises(UndoorError):
+        PatternCleansing(classifier, data.images[:-1])(collect(classifier, data))
+    for settings, message in (({"threshold": 1.0}, "between 0 and 1"), ({"labelled": 0}, "from 0 images")):
+        with pytest.raises(UndoorError, match=message):
             PatternCleansing(classifier, data.images, **settings)
-    two = replace(data.take(data.labels < 2), truth=None)
+    two_classes = replace(data.take(data.labels < 2), truth=None)
     with pytest.raises(UndoorError, match="with 2 classes"):
-        PatternCleansing(classifier, two.images)(evidence_of(model, two))
+        PatternCleansing(classifier, two_classes.images)(collect(classifier, two_classes))
 
 
-def test_settings_are_the_inspection_s(data):
-    model = Planted(SOURCES)
-    defense = PatternCleansing(Classifier(model, layer="linear"), data.images, ReverseEngineering(images=5, level=1e-6))
-    findings = defense(evidence_of(model, data))
+def test_the_findings_carry_the_settings_of_the_inspection_and_the_version(data, monkeypatch):
+    classifier = classifier_with()
+    monkeypatch.setattr(PatternCleansing, "method_version", 77)
+    defense = PatternCleansing(classifier, data.images, ReverseEngineering(images=5, level=1e-6))
+    findings = defense(collect(classifier, data))
     assert findings.verdict == "clean"  # no p is that small
     assert findings.provenance.settings["inspection"]["images"] == 5
-    assert data.images.shape[2:] == (SIZE, SIZE)
+    assert findings.provenance.method_version == 77
+
+
+def test_a_scan_does_not_import_what_acts_after_training():
+    code = (
+        "import sys, undoor.scanning\n"
+        "print([name for name in sys.modules if name.startswith('undoor.defenses.post_training')])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+    assert undoor.PatternCleansing is PatternCleansing

@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import undoor
-from test_cluster_impurity import real_evidence
+from helpers.real_evidence import real_evidence
 from undoor.data.readers.parquet import write_parquet
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.engine import Engine

@@ -17,7 +17,7 @@ def stretched(n=300, t=12, seed=0):
 
 
 @pytest.mark.parametrize(("n", "t"), [(300, 12), (7, 40), (40, 40)])
-def test_score_is_the_one_of_a_full_decomposition(n, t):
+def test_the_score_is_that_of_a_full_decomposition(n, t):
     features = stretched(n, t)
     rows = features.astype(np.float64)
     centred = rows - rows.mean(axis=0)
@@ -26,7 +26,7 @@ def test_score_is_the_one_of_a_full_decomposition(n, t):
     assert np.allclose(spectral_scores(features), PCA(1, svd_solver="full").fit_transform(rows)[:, 0] ** 2, atol=1e-8)
 
 
-def test_scores_without_a_direction_are_zero():
+def test_without_a_direction_all_scores_are_zero():
     assert spectral_scores(np.full((30, 4), 3.7, np.float32)).tolist() == [0] * 30
     assert spectral_scores(stretched(1)).tolist() == [0]
 
@@ -41,8 +41,8 @@ def test_the_top_share_of_each_class_is_above_one(share):
 
 def test_ties_stay_together_and_a_cut_at_zero_is_a_cut():
     assert relative_to_cut(np.array([1.0, 2, 2, 2, 3]), 0.5).tolist() == [0.5, 1, 1, 1, 1.5]
-    almost = relative_to_cut(np.array([1.0, 2, 2 * (1 + 1e-15), 3]), 0.5)
-    assert (almost > 1).tolist() == [False, False, False, True]
+    nearly_tied = relative_to_cut(np.array([1.0, 2, 2 * (1 + 1e-15), 3]), 0.5)
+    assert (nearly_tied > 1).tolist() == [False, False, False, True]
     outliers = relative_to_cut(np.array([0.0, 0, 0, 0, 7, 5]), 0.5)
     assert (outliers > 1).tolist() == [False] * 4 + [True] * 2
     assert np.isfinite(outliers).all()
@@ -61,18 +61,18 @@ def test_planted_poisons_are_what_stands_out():
     assert (findings.samples["score"][others] == 0).all()
 
 
-def test_every_class_gives_its_share():
+def test_the_same_share_of_every_class_is_flagged():
     planted = plant()
     findings = SpectralSignatures(0.15)(planted.evidence)
     shares = findings.samples.groupby("label")["flagged"].mean()
     assert np.allclose(shares, 0.15, atol=0.01)
     assert findings.provenance.settings == {"share": 0.15, "classes": None}
     named = SpectralSignatures(0.15, ("class1",))(planted.evidence).samples
-    ours = planted.evidence.labels == 1
-    pd.testing.assert_frame_equal(named[ours], findings.samples[ours])
+    treated = planted.evidence.labels == 1
+    pd.testing.assert_frame_equal(named[treated], findings.samples[treated])
 
 
-def test_settings_that_make_no_sense_are_told():
+def test_settings_out_of_range_are_refused():
     assert authors_share(0.1) == pytest.approx(0.15)
     assert authors_share(0.9) == 1
     for share in (0.0, 1.1, float("nan")):

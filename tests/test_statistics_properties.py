@@ -1,6 +1,6 @@
-"""What must hold whatever is given: mixtures, impurity and metrics.
+"""Properties of mixtures, impurity and metrics that hold for every input.
 
-The examples are drawn by hypothesis, the same ones in every run.
+Hypothesis draws the examples, which are the same in every run.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 
 from conftest import always
-from undoor.defenses.training_set.cluster_impurity import certain_share, confident_changes, impurity
+from undoor.defenses.training_set.impurity import certain_impurity, certain_share, confident_changes, impurity
 from undoor.findings.metrics import detection
 from undoor.mixtures.em import Mixtures, from_labels, log_densities, posterior, step
 from undoor.mixtures.sweep import MixtureSettings, bic, cluster, whiten
@@ -28,7 +28,7 @@ from undoor.mixtures.sweep import MixtureSettings, bic, cluster, whiten
 
 @st.composite
 def rows_and_parts(draw):
-    """Some rows around two or three centres, with a partition that may cut across them."""
+    """Draw rows around three centres, and a partition into k parts that may cut across them."""
     seed, t, k = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(3, t)) * draw(st.floats(0, 6))
@@ -37,24 +37,24 @@ def rows_and_parts(draw):
     return rows - rows.mean(0), labels, k
 
 
-def begun(rows, labels, k, ridge=1e-3):
-    """Rows, present rows, the mixture that a partition starts, and the ridge, as EM takes them."""
-    x, of = torch.from_numpy(rows)[None], torch.zeros(1, dtype=torch.int64)
+def em_arguments(rows, labels, k, ridge=1e-3):
+    """Return rows, present rows, the mixture that a partition starts, and the ridge, as EM takes them."""
+    x, class_of = torch.from_numpy(rows)[None], torch.zeros(1, dtype=torch.int64)
     ridges = torch.full((1, rows.shape[1]), ridge, dtype=torch.float64)
     return (
         x,
         torch.ones(1, len(rows), dtype=torch.bool),
-        from_labels(x, torch.from_numpy(labels)[None], of, k, ridges),
+        from_labels(x, torch.from_numpy(labels)[None], class_of, k, ridges),
         ridges,
     )
 
 
 @given(rows_and_parts())
 @always(25)
-def test_em_climbs_and_its_densities_are_gaussian(drawn):
+def test_em_raises_the_likelihood_and_its_densities_are_gaussian(drawn):
     rows, labels, k = drawn
-    # Without a ridge no step of EM can lower the likelihood; with one, by no more than the ridge accounts for.
-    x, present, mixture, ridge = begun(rows, labels, k, ridge=1e-9)
+    # Without a ridge, no step of EM lowers the likelihood.
+    x, present, mixture, ridge = em_arguments(rows, labels, k, ridge=1e-9)
     reached = -np.inf
     for _ in range(6):
         likelihood, better = step(x, present, mixture, ridge)
@@ -82,9 +82,9 @@ def test_em_climbs_and_its_densities_are_gaussian(drawn):
 
 @given(rows_and_parts(), st.integers(1, 4))
 @always(25)
-def test_em_is_scikit_learns(drawn, steps):
+def test_em_is_that_of_scikit_learn(drawn, steps):
     rows, labels, k = drawn
-    x, present, mixture, ridge = begun(rows, labels, k)
+    x, present, mixture, ridge = em_arguments(rows, labels, k)
     parts = [rows[labels == j] for j in range(k)]
     covariances = [
         np.cov(part.T, bias=True).reshape(rows.shape[1], -1) + 1e-3 * np.eye(rows.shape[1]) for part in parts
@@ -108,13 +108,13 @@ def test_em_is_scikit_learns(drawn, steps):
 @always(25)
 def test_the_order_of_rows_and_of_components_does_not_matter(drawn, random):
     rows, labels, k = drawn
-    x, present, mixture, ridge = begun(rows, labels, k)
-    order, turn = random.sample(range(len(rows)), len(rows)), np.array(random.sample(range(k), k))
-    places, _, _, _ = begun(rows[order], labels[order], k)
-    turned = Mixtures(mixture.weights[:, turn], mixture.means[:, turn], mixture.whitenings[:, turn])
-    one, other = step(x, present, mixture, ridge), step(places, present, turned, ridge)
-    assert float(other[0]) == pytest.approx(float(one[0]), rel=1e-9)
-    assert other[1].means[0].numpy() == pytest.approx(one[1].means[0].numpy()[turn], rel=1e-6, abs=1e-8)
+    x, present, mixture, ridge = em_arguments(rows, labels, k)
+    row_order, order = random.sample(range(len(rows)), len(rows)), np.array(random.sample(range(k), k))
+    shuffled, _, _, _ = em_arguments(rows[row_order], labels[row_order], k)
+    reordered = Mixtures(mixture.weights[:, order], mixture.means[:, order], mixture.whitenings[:, order])
+    first, second = step(x, present, mixture, ridge), step(shuffled, present, reordered, ridge)
+    assert float(second[0]) == pytest.approx(float(first[0]), rel=1e-9)
+    assert second[1].means[0].numpy() == pytest.approx(first[1].means[0].numpy()[order], rel=1e-6, abs=1e-8)
 
 
 @given(rows_and_parts(), st.floats(0.05, 20))
@@ -122,17 +122,18 @@ def test_the_order_of_rows_and_of_components_does_not_matter(drawn, random):
 def test_the_likelihood_of_scaled_rows_is_the_scaled_likelihood(drawn, scale):
     rows, labels, k = drawn
     n, t = rows.shape
-    x, present, mixture, ridge = begun(rows, labels, k)
-    scaled, _, other, wider = begun(scale * rows, labels, k, ridge=1e-3 * scale**2)
+    x, present, mixture, ridge = em_arguments(rows, labels, k)
+    scaled, _, scaled_mixture, scaled_ridge = em_arguments(scale * rows, labels, k, ridge=1e-3 * scale**2)
     for _ in range(3):
-        plain, mixture = step(x, present, mixture, ridge)
-        larger, other = step(scaled, present, other, wider)
-    assert float(larger) == pytest.approx(float(plain) - n * t * np.log(scale), rel=1e-6, abs=1e-6)
+        likelihood, mixture = step(x, present, mixture, ridge)
+        scaled_likelihood, scaled_mixture = step(scaled, present, scaled_mixture, scaled_ridge)
+    expected = float(likelihood) - n * t * np.log(scale)
+    assert float(scaled_likelihood) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @given(rows_and_parts())
 @always(25)
-def test_whitening_turns_and_stretches_and_keeps_the_volume(drawn):
+def test_whitened_rows_have_unit_variance_and_the_log_scale_is_the_volume(drawn):
     rows, _, _ = drawn
     whitened, added, log_scale = whiten(rows, 1e-3)
     variances = whitened.var(axis=0)
@@ -147,17 +148,17 @@ def test_whitening_turns_and_stretches_and_keeps_the_volume(drawn):
 )
 @always(15)
 def test_any_class_is_clustered_and_its_order_does_not_matter(features, random):
-    found = cluster(features, MixtureSettings(restarts=1, max_components=4), 0)
+    clustering = cluster(features, MixtureSettings(restarts=1, max_components=4), 0)
     distinct = len(np.unique(features, axis=0))
-    assert 1 <= found.components <= min(distinct, 4)
-    assert np.isfinite(found.criteria).all()
-    assert set(found.assignments) <= set(range(found.components))
-    for row in features:  # what is equal lies in one cluster
-        assert len(set(found.assignments[(features == row).all(1)])) == 1
+    assert 1 <= clustering.components <= min(distinct, 4)
+    assert np.isfinite(clustering.criteria).all()
+    assert set(clustering.assignments) <= set(range(clustering.components))
+    for row in features:  # equal rows are in the same cluster
+        assert len(set(clustering.assignments[(features == row).all(1)])) == 1
     order = random.sample(range(len(features)), len(features))
     again = cluster(features[order], MixtureSettings(restarts=1, max_components=4), 0)
-    assert again.criteria == found.criteria
-    assert np.array_equal(again.assignments, found.assignments[order])
+    assert again.criteria == clustering.criteria
+    assert np.array_equal(again.assignments, clustering.assignments[order])
 
 
 # Impurity
@@ -167,17 +168,16 @@ def test_any_class_is_clustered_and_its_order_does_not_matter(features, random):
 @always(100)
 def test_impurity_is_minus_the_logarithm_of_the_share_that_is_kept(kept, more):
     examined = kept + more
-    found = impurity(kept, examined)
-    assert found >= 0
+    s = impurity(kept, examined)
     if examined == 0:
-        assert found == 0
+        assert s == 0
     elif kept == 0:
-        assert found == pytest.approx(np.log(2 * examined))
-        assert found > impurity(1, examined)
+        assert s == pytest.approx(np.log(2 * examined))
+        assert s > impurity(1, examined)
     else:
-        assert found == pytest.approx(-np.log(kept / examined))
-        assert (found == 0) == (more == 0)
-        assert impurity(kept, examined + 1) > found
+        assert s == pytest.approx(-np.log(kept / examined))
+        assert (s == 0) == (more == 0)
+        assert impurity(kept, examined + 1) > s
 
 
 @given(st.integers(1, 300), st.data())
@@ -189,6 +189,7 @@ def test_the_certain_share_lies_below_the_share_and_grows_with_the_evidence(exam
     assert (share == 0) == (changed == 0)
     assert share <= changed / examined
     assert share <= certain_share(2 * changed, 2 * examined)
+    assert certain_impurity(changed, examined) == pytest.approx(-np.log(1 - share))
     if changed < examined:
         assert share <= certain_share(changed + 1, examined)
 
@@ -196,17 +197,16 @@ def test_the_certain_share_lies_below_the_share_and_grows_with_the_evidence(exam
 @given(st.data(), st.integers(2, 4), st.integers(1, 30), st.randoms(use_true_random=False))
 @always(60)
 def test_confident_changes_do_not_depend_on_scale_shift_or_order(data, k, n, random):
-    whole = st.integers(-20, 20).map(float)
-    after = data.draw(hnp.arrays(np.float32, (n, k), elements=whole))
+    after = data.draw(hnp.arrays(np.float32, (n, k), elements=st.integers(-20, 20).map(float)))
     before, labels = (data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1))) for _ in range(2))
-    found = confident_changes(before, after, labels)
-    assert not found[after.argmax(1) == labels].any()
+    confident = confident_changes(before, after, labels)
+    assert not confident[after.argmax(1) == labels].any()
     kept = (before == labels) & (after.argmax(1) == labels)
-    assert set(after.argmax(1)[found]) <= set(labels[kept])
-    assert np.array_equal(confident_changes(before, 4 * after, labels), found)  # a power of two: without rounding
-    assert np.array_equal(confident_changes(before, after + 3, labels), found)
+    assert set(after.argmax(1)[confident]) <= set(labels[kept])
+    assert np.array_equal(confident_changes(before, 4 * after, labels), confident)  # a power of two causes no rounding
+    assert np.array_equal(confident_changes(before, after + 3, labels), confident)
     order = random.sample(range(n), n)
-    assert np.array_equal(confident_changes(before[order], after[order], labels[order]), found[order])
+    assert np.array_equal(confident_changes(before[order], after[order], labels[order]), confident[order])
 
 
 # Metrics
@@ -218,15 +218,16 @@ def test_detection_counts_every_sample_once(drawn):
     flagged, score, labels, poisoned = (np.array(column) for column in zip(*drawn, strict=True))
     counts = detection(flagged, score.astype(float), labels, poisoned)
     assert [counts[name] for name in ("tp", "fp", "fn", "tn")] == [
-        sum(one[0] == f and one[3] == p for one in drawn) for f, p in ((1, 1), (1, 0), (0, 1), (0, 0))
+        ((flagged == f) & (poisoned == p)).sum() for f, p in ((1, 1), (1, 0), (0, 1), (0, 0))
     ]
-    both = poisoned.any() and not poisoned.all()
-    assert counts["auroc"] == (pytest.approx(roc_auc_score(poisoned, score)) if both else None)
+    has_both = poisoned.any() and not poisoned.all()
+    assert counts["auroc"] == (pytest.approx(roc_auc_score(poisoned, score)) if has_both else None)
     assert counts["tpr"] == (pytest.approx(flagged[poisoned].mean()) if poisoned.any() else None)
     assert counts["fpr_all_classes"] == (pytest.approx(flagged[~poisoned].mean()) if not poisoned.all() else None)
     assert counts["precision"] == (pytest.approx(poisoned[flagged].mean()) if flagged.any() else None)
-    held = [one for one in drawn if not one[3] and any(other[3] and other[2] == one[2] for other in drawn)]
-    assert counts["fpr_target_class"] == (pytest.approx(np.mean([one[0] for one in held])) if held else None)
-    if both:  # turned around, the areas add up to one
-        turned = detection(flagged, -score.astype(float), labels, poisoned)["auroc"]
-        assert counts["auroc"] + turned == pytest.approx(1)
+    clean_in_target = ~poisoned & np.isin(labels, labels[poisoned])
+    rate = pytest.approx(flagged[clean_in_target].mean()) if clean_in_target.any() else None
+    assert counts["fpr_target_class"] == rate
+    if has_both:  # with the opposite scores, the areas add up to one
+        opposite = detection(flagged, -score.astype(float), labels, poisoned)["auroc"]
+        assert counts["auroc"] + opposite == pytest.approx(1)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from undoor.data.readers import read
     from undoor.defenses.post_training import FinePruning, Inspection, ReverseEngineering
     from undoor.defenses.test_time import Ada, Guard
-    from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, PatternCleansing, SpectralSignatures
+    from undoor.defenses.training_set import ActivationClustering, ClusterImpurity, SpectralSignatures
+    from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
     from undoor.errors import UndoorError, UndoorNotice
     from undoor.evidence import Evidence, Outputs
     from undoor.evidence.collect import collect
@@ -39,7 +40,7 @@ _HOMES = {
     "Inspection": "defenses.post_training",
     "OnePixel": "attacks",
     "Outputs": "evidence",
-    "PatternCleansing": "defenses.training_set",
+    "PatternCleansing": "defenses.training_set.pattern_cleansing",
     "ReverseEngineering": "defenses.post_training",
     "SpectralSignatures": "defenses.training_set",
     "Truth": "data.dataset",

@@ -1,8 +1,9 @@
-"""The filters h that Cluster Impurity applies to every image (h in Xiang, Miller, Kesidis, MLSP 2019).
+"""The image filters h that Cluster Impurity applies to every image (Xiang, Miller, Kesidis, MLSP 2019).
 
 A filter is a function of one image alone: the same image gives the same result in every batch and order.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -13,50 +14,30 @@ from torch import Tensor
 from undoor.errors import UndoorError
 
 Edge = Literal["replicate", "zero"]
+"""What lies beyond the border of an image: copies of the nearest pixel, or black."""
 
 
 @runtime_checkable
 class Filter(Protocol):
-    """An image filter.
-
-    ``__call__`` takes (N, C, H, W) float images in [0, 1] and returns the same shape and range.
-    """
+    """An image filter; ``str(h)`` is the text from which ``parse_filter`` makes it."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Filter (N, C, H, W) images."""
+        """Filter (N, C, H, W) float images in [0, 1]; the result has the same shape and range."""
         ...
-
-
-def _pad(images: Tensor, size: int, edge: Edge) -> Tensor:
-    # An even window has no centre: it reaches one pixel further to the right and down, as the authors' does.
-    before, after = (size - 1) // 2, size // 2
-    mode = "replicate" if edge == "replicate" else "constant"
-    return F.pad(images, (before, after, before, after), mode=mode)
-
-
-def _shortest(number: float) -> str:
-    """Return a number as the shortest text that is read back as the same number."""
-    return repr(int(number)) if float(number).is_integer() else repr(float(number))
-
-
-def _edge(edge: Edge) -> str:
-    """Return how an edge is written: not at all, where it is the usual one."""
-    return "" if edge == "replicate" else f":{edge}"
 
 
 @dataclass(frozen=True)
 class Average:
-    """Mean over a ``size`` × ``size`` window; 2 is the paper's.
+    """The mean over a window of ``size`` × ``size`` pixels; 2 is the paper's.
 
-    Beyond the border the nearest pixel is repeated (``edge="replicate"``) or black is assumed
-    (``"zero"``, the authors' code, which darkens the border and so changes more clean decisions).
+    The authors' code takes the edge "zero", which darkens the border and so changes more clean decisions.
     """
 
     size: int = 2
     edge: Edge = "replicate"
 
     def __str__(self) -> str:
-        return f"average:{self.size}{_edge(self.edge)}"
+        return f"average:{self.size}{_edge_suffix(self.edge)}"
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""
@@ -65,13 +46,13 @@ class Average:
 
 @dataclass(frozen=True)
 class Median:
-    """Median over a ``size`` × ``size`` window (the mean of the middle two where their number is even)."""
+    """The median over a window of ``size`` × ``size`` pixels, or the mean of the middle two if their number is even."""
 
     size: int = 3
     edge: Edge = "replicate"
 
     def __str__(self) -> str:
-        return f"median:{self.size}{_edge(self.edge)}"
+        return f"median:{self.size}{_edge_suffix(self.edge)}"
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""
@@ -83,13 +64,13 @@ class Median:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Gaussian blur with standard deviation ``sigma`` in pixels, cut off at three of them."""
+    """Gaussian blur with the standard deviation ``sigma`` in pixels, cut off at three standard deviations."""
 
     sigma: float = 1.0
     edge: Edge = "replicate"
 
     def __str__(self) -> str:
-        return f"gaussian:{_shortest(self.sigma)}{_edge(self.edge)}"
+        return f"gaussian:{_shortest(self.sigma)}{_edge_suffix(self.edge)}"
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Filter (N, C, H, W) images."""
@@ -104,9 +85,9 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Noise:
-    """Uniform noise in ± ``amplitude`` / 255, one field drawn by ``seed`` and added to every image.
+    """Uniform noise in ± ``amplitude`` / 255.
 
-    One field for all keeps the filter a function of the image alone.
+    ``seed`` draws one field of noise that is added to every image, so that the filter depends on the image alone.
     """
 
     amplitude: float = 8.0
@@ -137,40 +118,55 @@ class Quantise:
         return (images * steps).round() / steps
 
 
-def parse_filter(text: str) -> Filter:
-    """Return the filter that ``text`` names, such as ``average``, ``gaussian:0.8`` or ``average:2:zero``.
+# By name: the filter, the bounds of its number (above the first, up to the second), and whether the number is whole.
+_FILTERS: dict[str, tuple[Callable[..., Filter], int, int, bool]] = {
+    "average": (Average, 1, 32, True),
+    "median": (Median, 1, 32, True),
+    "gaussian": (Gaussian, 0, 16, False),
+    "noise": (Noise, 0, 255, False),
+    "quantise": (Quantise, 1, 256, True),
+}
 
-    The number is the window in pixels (average, median), the standard deviation in pixels (gaussian), the
-    amplitude of 255 (noise) or the number of levels (quantise); ``replicate`` or ``zero`` may follow for
-    the first three.
+
+def parse_filter(text: str) -> Filter:
+    """Return the filter that ``text`` describes: its name, then a number and an edge that may be left out.
+
+    The number is the window in pixels (average, median), the standard deviation in pixels (gaussian), the amplitude out
+    of 255 (noise) or the number of levels (quantise). The first three can be followed by ``replicate`` or ``zero``.
+
+    Raises:
+        UndoorError: there is no such filter.
+
+    >>> parse_filter("average:2:zero")
+    Average(size=2, edge='zero')
+
     """
     name, *arguments = text.split(":")
     try:
-        number = float(arguments[0]) if arguments else None
-        edge = arguments[1] if len(arguments) > 1 else "replicate"
-        if name in ("average", "median", "gaussian") and edge in ("replicate", "zero") and len(arguments) < 3:
-            return _windowed(name, number, "zero" if edge == "zero" else "replicate")
-        if name == "noise" and len(arguments) < 2 and (number is None or 0 < number <= 255):
-            return Noise() if number is None else Noise(number)
-        if name == "quantise" and len(arguments) < 2 and (number is None or _whole(number, 2, 256)):
-            return Quantise() if number is None else Quantise(int(number))
-        raise ValueError
-    except ValueError:
+        make, above, highest, whole = _FILTERS[name]
+        numbers, edges = [float(number) for number in arguments[:1]], arguments[1:]
+        if any(not above < number <= highest or (whole and not number.is_integer()) for number in numbers):
+            raise ValueError
+        if edges and (name in ("noise", "quantise") or edges not in (["replicate"], ["zero"])):
+            raise ValueError
+        return make(*(int(number) if whole else number for number in numbers), *edges)
+    except (KeyError, ValueError):
         raise UndoorError(
             f"no filter is called {text!r}; take average[:SIZE[:zero]], median[:SIZE], gaussian[:SIGMA], "
             "noise[:AMPLITUDE of 255] or quantise[:LEVELS]"
         ) from None
 
 
-def _windowed(name: str, number: float | None, edge: Edge) -> Filter:
-    if name == "gaussian" and (number is None or 0 < number <= 16):
-        return Gaussian(number or 1.0, edge)
-    if name == "average" and (number is None or _whole(number, 2, 32)):
-        return Average(int(number or 2), edge)
-    if name == "median" and (number is None or _whole(number, 2, 32)):
-        return Median(int(number or 3), edge)
-    raise ValueError
+def _pad(images: Tensor, size: int, edge: Edge) -> Tensor:
+    # A window of even size has no centre. It reaches one pixel further to the right and down, as in the authors' code.
+    before, after = (size - 1) // 2, size // 2
+    return F.pad(images, (before, after, before, after), mode="replicate" if edge == "replicate" else "constant")
 
 
-def _whole(number: float, low: int, high: int) -> bool:
-    return number.is_integer() and low <= number <= high
+def _shortest(number: float) -> str:
+    """Return the shortest text that is read back as the same number."""
+    return repr(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def _edge_suffix(edge: Edge) -> str:
+    return "" if edge == "replicate" else f":{edge}"

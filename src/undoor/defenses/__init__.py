@@ -1,1 +1,1 @@
-"""Defences, sorted by when the defender acts."""
+"""Defenses, sorted by when the defender acts."""

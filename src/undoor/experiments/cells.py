@@ -4,7 +4,7 @@ import platform
 import re
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
@@ -21,7 +21,6 @@ import undoor.mixtures.sweep
 import undoor.networks.classifier
 from undoor.attacks import Attack, poison, triggered
 from undoor.data.dataset import Dataset, Truth
-from undoor.defenses.training_set.cluster_impurity import ClusterImpurity, Clusterings
 from undoor.evidence import Evidence
 from undoor.evidence.collect import collect
 from undoor.experiments.condensed import condensed
@@ -33,7 +32,6 @@ from undoor.filters import Average, Filter
 from undoor.findings.findings import Findings
 from undoor.findings.metrics import attack_success_rate
 from undoor.findings.provenance import versions
-from undoor.mixtures.sweep import MixtureSettings
 from undoor.networks.architectures import default_network
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import Recipe
@@ -130,7 +128,6 @@ class Experiment:
     store: Store
     filters: tuple[Filter, ...] = (Average(),)
     check: Callable[..., None] = lambda *_: None
-    _clusterings: dict[str, Clusterings] = field(default_factory=dict, init=False)
 
     @cached_property
     def attack(self) -> Attack | None:
@@ -274,7 +271,7 @@ class Experiment:
         done = self.kept_findings(contender, known)
         if done is None:
             defense = contender.build(known)
-            found = self._find(defense, self.evidence(contender.image_filter)).against(known.poisoned)
+            found = defense(self.evidence(contender.image_filter)).against(known.poisoned)
             described = {
                 **self._described(),
                 "contender": contender.name,
@@ -300,19 +297,6 @@ class Experiment:
 
     def _findings_key(self, contender: Contender) -> str:
         return f"{self.victim_key}-{slug(contender.name)}"
-
-    def _find(self, defense: Callable[[Evidence], Findings], evidence: Evidence) -> Findings:
-        if not isinstance(defense, ClusterImpurity):
-            return defense(evidence)
-
-        # The variants of CI differ in what they make of the clusters: these are found once.
-        def find(mixture: MixtureSettings) -> Clusterings:
-            key = digest({"mixture": asdict(mixture), "seed": defense.seed})
-            if key not in self._clusterings:
-                self._clusterings[key] = defense.cluster(evidence, mixture)
-            return self._clusterings[key]
-
-        return defense(evidence, find)
 
     def examined(self, examination: Examination) -> Result:
         """Try a defence of another moment on the victim."""

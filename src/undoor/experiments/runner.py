@@ -11,6 +11,7 @@ from undoor.errors import UndoorError
 from undoor.experiments.cells import Cell, Experiment
 from undoor.experiments.store import Store
 from undoor.experiments.suites import Suite
+from undoor.mixtures.memory import remembered_clusterings
 from undoor.networks.classifier import default_device
 from undoor.networks.training import DivergedError, Step
 from undoor.networks.victims import Wanted, fit_victims
@@ -185,10 +186,11 @@ class Bench:
             if not experiment.has_victim():
                 continue
             known = experiment.known()
-            for contender in self.suite.of(experiment.cell):
-                self._begin(f"{experiment.cell.name}: {contender.name}")
-                experiment.findings(contender, known)
-                self._board.cells[experiment.cell.name].found += 1
+            with remembered_clusterings():  # for the variants of Cluster Impurity
+                for contender in self.suite.of(experiment.cell):
+                    self._begin(f"{experiment.cell.name}: {contender.name}")
+                    experiment.findings(contender, known)
+                    self._board.cells[experiment.cell.name].found += 1
 
     def _examine(self, group: list[Experiment]) -> None:
         """Try the defences of other moments on the victims."""

@@ -1,1 +1,1 @@
-"""Gaussian mixtures of the features of a class, their number of components chosen by BIC."""
+"""Gaussian mixtures of the features of a class, where BIC chooses the number of components."""

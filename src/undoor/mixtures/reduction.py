@@ -1,9 +1,9 @@
 """The few directions in which the features of one class fall into groups.
 
-A component with a full covariance over t features has about t²/2 parameters, and BIC asks (log n)/2 nats for each of
-them: about 9 000 nats at t = 64, more than half a million at t = 512. However far apart a poisoned cluster of some
-hundred images lies, BIC then returns one component. In few directions a component is cheap; they have to be those in
-which a small cluster stands apart, and these need not be the widest. At t = 64 it already pays: see
+A component with a full covariance over t features has about t²/2 parameters, and BIC charges (log n)/2 nats for each of
+them: about 9 000 nats at t = 64, more than half a million at t = 512. BIC then returns one component, however far away
+a poisoned cluster of some hundred images lies. In few directions a component is cheap. They have to be the directions
+in which a small cluster stands apart, and these need not be the widest. This already pays at t = 64: see
 results/smallest-cluster.
 """
 
@@ -15,63 +15,56 @@ from scipy.linalg import eigh
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from undoor.errors import UndoorError
-
-SMALLEST = (0.01, 25)
-"""The smallest cluster that is looked for: a hundredth of the class, but no fewer than so many rows."""
+SMALLEST_SHARE, SMALLEST_SIZE = 0.01, 25
+"""The smallest cluster that must be found has a hundredth of the rows of its class, but at least 25 rows."""
 
 PARTS, PARTITIONS = 60, 6
-"""k-means cuts a class into so many small parts, so many times in either round."""
+"""In each of two rounds, k-means cuts a class six times into 60 small parts."""
 
-LLOYD = 30
-"""Iterations of k-means, from random starts: what is averaged need not be exact, and k-means++ finds no more."""
+KMEANS_ITERATIONS = 30
+"""The partitions are averaged, so that they need not be exact. k-means starts at random: k-means++ finds no more."""
 
 ROUNDING = 1e-6
-"""Principal components with less than this share of the largest variance hold nothing but the rounding of float32."""
+"""A principal component with less than this share of the largest variance holds only the rounding errors of float32."""
 
 
 def affordable_dimensions(n: int) -> int:
     """Return the largest d with d (d + 3) / 2 ≤ max(n / 100, 25): 5 for n < 2 700, 8 for 5 000, 30 for 50 000.
 
-    That many parameters has a Gaussian in d dimensions: the smallest cluster that is looked for has a row for each, and
-    BIC accepts it as a component of its own where it gains (log n)/2 nats, 3 to 5, a row.
+    A Gaussian in d dimensions has d (d + 3) / 2 parameters, so that the smallest cluster that must be found has one row
+    for each of them. BIC accepts that cluster as a component if it gains (log n)/2 nats per row, which is 3 to 5.
     """
-    share, least = SMALLEST
-    return int((np.sqrt(9 + 8 * max(share * n, least)) - 3) / 2)
+    return int((np.sqrt(9 + 8 * max(SMALLEST_SHARE * n, SMALLEST_SIZE)) - 3) / 2)
 
 
 def reduce_features(rows: NDArray[np.float64], dimensions: int, seed: int = 0) -> NDArray[np.float64]:
     """Return (n, t) rows in the directions that best separate their small parts.
 
-    1. The 2 √n widest principal components are kept. In many more directions, no partition of n rows would tell a
+    1. The 2 √n widest principal components are kept. In many more directions, no partition of n rows could tell a
        small cluster from chance.
-    2. k-means cuts the class into 60 parts (fewer where they would have fewer than ten rows), six times over: three
-       times in the components as wide as they are, where large clusters show, three times in components of equal
-       variance, where those show that lie apart in a narrow direction.
-    3. Divided by the mean scatter within these parts, rows of different clusters are farther from each other than the
-       rows of one, and k-means cuts the class six times more.
-    4. The directions are those with the largest scatter between these parts against that of all rows, averaged over
-       the partitions: Fisher's discriminant directions (Rao, J. Royal Stat. Soc. B 1948). Where rows merely spread,
-       each partition cuts them elsewhere and the mean levels out; a cluster that lies apart is kept together.
+    2. k-means cuts the class into 60 parts (into fewer if they would have fewer than ten rows) six times: three times
+       with the components as wide as they are, where large clusters show, and three times with components of equal
+       variance, where clusters show that lie apart in a narrow direction.
+    3. Divided by the mean scatter within these parts, rows of different clusters are farther from each other than rows
+       of the same cluster. k-means cuts the class six times more.
+    4. The directions returned are those in which the scatter between these parts, averaged over the partitions, is
+       largest compared with the scatter of all rows: Fisher's discriminant directions (Rao, J. Royal Stat. Soc. B
+       1948). Where rows merely spread, each partition cuts them elsewhere and the mean levels out; a cluster that lies
+       apart stays in one piece.
 
-    Neither the scale of the features nor adding constants to them matters. A cluster that lies apart only outside the
+    Neither the scale of the features nor a constant added to them matters. A cluster that lies apart only outside the
     2 √n widest principal components is lost.
 
     Args:
-        rows: (n, t), finite, in an order that is a function of their content: k-means draws its starts by row number.
-        dimensions: how many directions to return.
+        rows: (n, t), finite, in ``undoor.mixtures.partitions.canonical_order``.
+        dimensions: how many directions to return, 1 or more.
         seed: of k-means.
 
     Returns:
-        (n, d) with mean 0 and variance 1 in each direction; d is ``dimensions``, or the rank of the principal
+        (n, d) with mean 0 and variance 1 in each direction. d is ``dimensions``, or the rank of the principal
         components if that is lower, but at least 1: constant rows become zeros.
 
-    Raises:
-        UndoorError: fewer than one dimension is asked for.
-
     """
-    if dimensions < 1:
-        raise UndoorError(f"features are to be reduced to {dimensions} dimensions; give 1 or more, or None")
     n = len(rows)
     components = principal_components(rows, int(2 * np.sqrt(n)))
     deviations = components.std(axis=0)
@@ -82,17 +75,17 @@ def reduce_features(rows: NDArray[np.float64], dimensions: int, seed: int = 0) -
     if parts < 2 or whitened.shape[1] <= dimensions:
         return whitened[:, :dimensions]
     views = [components, whitened] * (PARTITIONS // 2)
-    within, axes = eigh(np.eye(len(deviations)) - _between(whitened, views, parts, seed))
+    within, axes = eigh(np.eye(len(deviations)) - _scatter_between(whitened, views, parts, seed))
     spread = whitened @ axes / np.sqrt(np.maximum(within, ROUNDING))
-    between = _between(whitened, [spread] * PARTITIONS, parts, seed)
+    between = _scatter_between(whitened, [spread] * PARTITIONS, parts, seed)
     reduced: NDArray[np.float64] = whitened @ eigh(between)[1][:, ::-1][:, :dimensions]
     return reduced
 
 
 def principal_components(rows: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Return (n, d) the widest principal components of (n, t) rows, at most ``most``, the widest first.
+    """Return the ``most`` widest principal components of (n, t) rows, (n, d), the widest first.
 
-    Components within ``ROUNDING`` are left out: constant rows have none.
+    Components that hold only rounding errors (``ROUNDING``) are left out: constant rows have d = 0.
     """
     n, t = rows.shape
     centred = rows - rows.mean(axis=0)
@@ -100,25 +93,25 @@ def principal_components(rows: NDArray[np.float64], most: int) -> NDArray[np.flo
     size = len(products)
     variances, axes = eigh(products, subset_by_index=(max(size - most, 0), size - 1))
     kept = np.flatnonzero(variances > ROUNDING * max(float(variances[-1]), 0.0))[::-1]
-    if t > n:  # the eigenvectors are the coordinates of the rows themselves, but for their length
-        own: NDArray[np.float64] = axes[:, kept] * np.sqrt(n * variances[kept])
-        return own
+    if t > n:  # apart from their lengths, the eigenvectors are the coordinates of the rows
+        coordinates: NDArray[np.float64] = axes[:, kept] * np.sqrt(n * variances[kept])
+        return coordinates
     components: NDArray[np.float64] = centred @ axes[:, kept]
     return components
 
 
-def _between(
+def _scatter_between(
     whitened: NDArray[np.float64], views: list[NDArray[np.float64]], parts: int, seed: int
 ) -> NDArray[np.float64]:
-    """Return (d, d) the scatter of the means of (n, d) rows in the parts into which k-means cuts the views of them."""
+    """Return the mean scatter, (d, d), of the means of (n, d) rows in the parts into which k-means cuts each view."""
     n, d = whitened.shape
     scatter = np.zeros((d, d))
     for draw, view in enumerate(views):
         with warnings.catch_warnings():
-            # Neither an early stop nor rows that coincide, and so fill fewer parts, are an accident.
+            # An early stop is intended, and rows that coincide fill fewer parts.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            cut = KMeans(parts, init="random", n_init=1, max_iter=LLOYD, random_state=seed + draw)
-            labels = cut.fit_predict(view.astype(np.float32))
+            kmeans = KMeans(parts, init="random", n_init=1, max_iter=KMEANS_ITERATIONS, random_state=seed + draw)
+            labels = kmeans.fit_predict(view.astype(np.float32))
         sums = np.zeros((parts, d))
         np.add.at(sums, labels, whitened)
         sizes = np.maximum(np.bincount(labels, minlength=parts), 1)

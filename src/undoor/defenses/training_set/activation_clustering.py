@@ -1,7 +1,7 @@
 """Activation Clustering (Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering").
 
-The penultimate features of each class are reduced to a few dimensions and split in two by k-means; a rule
-says whether the smaller part is poisoned.
+The penultimate features of each class are reduced to a few dimensions and split in two by k-means. A rule decides
+whether the smaller part is poisoned.
 """
 
 import time
@@ -16,30 +16,31 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics.pairwise import euclidean_distances
 
-from undoor.defenses.training_set.per_class import principal_axes, rows_by_class, sample_table
+from undoor.defenses.training_set.per_class import cluster_row, principal_axes, rows_by_class, sample_table
 from undoor.engine import Workers, map_items
 from undoor.errors import UndoorError
 from undoor.evidence import Evidence
 from undoor.findings.findings import Findings
 from undoor.findings.provenance import Provenance
 from undoor.findings.tables import CLUSTER_COLUMNS
+from undoor.mixtures.partitions import canonical_order
 
 Rule = Literal["smaller", "relative-size", "silhouette", "exre"]
 Retrain = Callable[[NDArray[np.bool_]], NDArray[np.int64]]
 
 THRESHOLDS: Mapping[Rule, float] = {"smaller": 0.5, "relative-size": 0.35, "silhouette": 0.10, "exre": 1.0}
-"""The value of each rule that Chen et al. give; for "smaller" what makes a cluster the smaller one."""
+"""The threshold of each rule as Chen et al. give it. A cluster is the smaller one below a share of 0.5."""
 
 SILHOUETTE_SAMPLE = 500
-"""Samples a class whose silhouettes are averaged."""
+"""The silhouettes of this many samples per class are averaged."""
 
 TINY = np.finfo(np.float64).tiny
 
 
 class Split(NamedTuple):
-    """A class in two: for its (n,) rows whether they are in the smaller cluster, and the mean silhouette.
+    """A class in two: whether each of its (n,) rows is in the smaller cluster, and the mean silhouette.
 
-    Nothing is in the smaller cluster where there is none: constant features, one sample, or equal sizes.
+    No row is in the smaller cluster if there is none: for constant features, a single sample, or equal sizes.
     """
 
     smaller: NDArray[np.bool_]
@@ -47,10 +48,10 @@ class Split(NamedTuple):
 
 
 def reduce_dimensions(features: NDArray[np.float32], dimensions: int, whiten: bool) -> NDArray[np.float64]:
-    """Return (n, t) features in their first principal components, (n, d) with d ≤ ``dimensions`` and ≤ the rank.
+    """Return (n, t) features in their first principal components, (n, d); d is at most ``dimensions`` and the rank.
 
-    Whitened components have variance 1. FastICA rotates these, which changes no distance: k-means, which
-    sees distances only, finds the same clusters without the rotation, and nothing has to converge.
+    Whitened components have variance 1. FastICA only rotates them, which changes no distance. k-means sees distances
+    only, so that it finds the same clusters without the rotation, and nothing has to converge.
     """
     centred, variances, axes = principal_axes(features)
     scale = np.sqrt(variances[:dimensions]) if whiten else 1.0
@@ -61,11 +62,9 @@ def reduce_dimensions(features: NDArray[np.float32], dimensions: int, whiten: bo
 def split(
     features: NDArray[np.float32], dimensions: int, whiten: bool, restarts: int, silhouettes: bool, seed: int
 ) -> Split:
-    """Reduce the (n, t) features of one class and split them by k-means; the order of the rows does not matter."""
+    """Reduce the (n, t) features of one class and split them by k-means. The order of the rows does not matter."""
     n = len(features)
-    # k-means draws its starts by row number: a canonical order makes them a function of the content.
-    content = np.ascontiguousarray(features)
-    order = np.argsort(content.view(np.dtype((np.void, content[0].nbytes))).ravel(), kind="stable")
+    order = canonical_order(features)
     reduced = reduce_dimensions(features[order], dimensions, whiten)
     if reduced.shape[1] == 0:
         return Split(np.zeros(n, dtype=bool), 0.0)
@@ -78,11 +77,11 @@ def split(
 
 
 def mean_silhouette(rows: NDArray[np.float64], assigned: NDArray[np.int32], seed: int) -> float:
-    """Return the mean silhouette of two clusters of (n, d) rows, estimated on ``SILHOUETTE_SAMPLE`` of them.
+    """Return the mean silhouette of two clusters of (n, d) rows, estimated from ``SILHOUETTE_SAMPLE`` rows.
 
-    Each cluster gives its part of the sample, and at least one row: a plain draw can miss a small cluster. Their
-    silhouettes are exact, as each is compared with all rows: (b − a) / max(a, b), with the mean distance a to the
-    rows of its own cluster and b to those of the other; 0 for a cluster of one row.
+    Each cluster contributes its share of the sample, and at least one row: a plain draw can miss a small cluster. The
+    silhouettes of the drawn rows are exact, because each is compared with all rows: (b − a) / max(a, b), with the mean
+    distance a to the rows of its own cluster and b to those of the other; 0 for a cluster of one row.
     """
     n = len(rows)
     if n < 3:
@@ -90,48 +89,42 @@ def mean_silhouette(rows: NDArray[np.float64], assigned: NDArray[np.int32], seed
     generator = np.random.default_rng(seed)
     sizes = np.bincount(assigned, minlength=2)
     total = 0.0
-    for number in range(2):
-        mine = np.flatnonzero(assigned == number)
-        drawn = generator.choice(mine, int(np.ceil(len(mine) * min(1.0, SILHOUETTE_SAMPLE / n))), replace=False)
+    for cluster in range(2):
+        members = np.flatnonzero(assigned == cluster)
+        drawn = generator.choice(members, int(np.ceil(len(members) * min(1.0, SILHOUETTE_SAMPLE / n))), replace=False)
         sums = euclidean_distances(rows[drawn], rows) @ np.eye(2)[assigned]
-        own, other = sums[:, number] / max(sizes[number] - 1, 1), sums[:, 1 - number] / sizes[1 - number]
-        if len(mine) > 1:
-            total += len(mine) * float(np.mean((other - own) / np.maximum(np.maximum(own, other), TINY)))
+        a, b = sums[:, cluster] / max(sizes[cluster] - 1, 1), sums[:, 1 - cluster] / sizes[1 - cluster]
+        if len(members) > 1:
+            total += len(members) * float(np.mean((b - a) / np.maximum(np.maximum(a, b), TINY)))
     return total / n
 
 
 def exclusionary_reclassification(
-    retrain: Retrain, rows: NDArray[np.int64], label: int, n: int, classes: int
-) -> dict[str, Any]:
-    """Retrain without the ``rows`` of a cluster of class ``label`` (of n samples) and see what becomes of them.
+    retrain: Retrain, rows: NDArray[np.int64], label: int, n: int
+) -> tuple[float, NDArray[np.int64]]:
+    """Retrain without the ``rows`` of a cluster of class ``label``, out of n samples.
 
-    Returns the cluster's ``examined``, ``changed``, ``destinations`` and, as ``impurity``, log(p / l).
+    Returns log(p / l), see ``ActivationClustering``, and the decisions on the cluster that are not ``label``.
     """
     kept = np.ones(n, dtype=bool)
     kept[rows] = False
     decisions = retrain(kept)
     if decisions.shape != (n,):
         raise UndoorError(f"retrain returned decisions of shape {decisions.shape}; return ({n},), one a sample")
-    destinations = np.bincount(decisions[rows], minlength=classes)
-    own = int(destinations[label])
-    destinations[label] = 0
-    return {
-        "examined": len(rows),
-        "changed": 1 - own / len(rows),
-        "destinations": destinations.tolist(),
-        "impurity": float(np.log(max(int(destinations.max()), 0.5) / max(own, 0.5))),
-    }
+    changed = decisions[rows][decisions[rows] != label]
+    most = int(np.bincount(changed, minlength=1).max())
+    return float(np.log(max(most, 0.5) / max(len(rows) - len(changed), 0.5))), changed
 
 
 @dataclass(frozen=True)
 class ActivationClustering:
-    """The defence; ``ActivationClustering()(evidence)`` returns its findings.
+    """Split every class in two and flag the smaller cluster if a rule says that it is poisoned.
 
-    Only the smaller cluster of a class is ever flagged. The value that is compared with the threshold stands
-    in the column ``impurity`` of its row and is the score of its samples; a larger cluster has 0 there.
+    The larger cluster is never flagged. The value that is compared with the threshold is the score of the samples of
+    the smaller cluster, and it is in the column ``impurity`` of the table of clusters; the larger cluster has 0.
 
     ================  ===============================================  =====================
-    rule              value                                            flagged where above
+    rule              value                                            flagged if above
     ================  ===============================================  =====================
     "smaller"         1 − (share of the class), always flagged         0.5
     "relative-size"   1 − (share of the class)                         1 − threshold
@@ -139,25 +132,40 @@ class ActivationClustering:
     "exre"            log(p / l), in nats                              −log(threshold)
     ================  ===============================================  =====================
 
-    ExRe (exclusionary reclassification) retrains without the cluster: l of its images are classified as
-    their label, p as the other class that most of them go to. Where one is 0, half an image is counted.
+    ExRe (exclusionary reclassification) retrains without the cluster. l is the number of its images that are then
+    classified as their label, p the number that go to the most frequent other class. A number of 0 counts as one half.
 
     Args:
         rule: which clusters are poisoned.
-        threshold: of the rule, as the paper counts it (``THRESHOLDS`` by default): the share below which a
-            cluster is flagged, the silhouette above which, or the l / p below which it is.
-        dimensions: the features are reduced to.
-        whiten: scale them to variance 1, as FastICA does (the paper's choice); False is plain PCA.
-        restarts: of k-means, of which the tightest is kept.
-        classes: names of the classes to treat; None treats all, as a defender must who does not know the
-            target. Samples of other classes score 0.
-        retrain: for ExRe: trains on the kept rows, (N,) bool, and returns its decisions on all, (N,) int64.
-        seed: of k-means and of the silhouettes' sample.
-        workers: an engine, or threads, for the classes; None takes a thread per core.
+        threshold: of the rule, in the terms of the paper; None takes ``THRESHOLDS[rule]``. A cluster is flagged if its
+            share is below it ("relative-size"), if the silhouette is above it, or if l / p is below it ("exre").
+        dimensions: the number of dimensions to which the features are reduced.
+        whiten: scale these to variance 1, as FastICA does (the paper's choice). False is plain PCA.
+        restarts: of k-means. The tightest clustering is kept.
+        classes: the names of the classes that are treated. None treats all, as a defender must who does not know the
+            target class. Samples of other classes score 0.
+        retrain: for ExRe, a function that trains on the kept rows, (N,) bool, and returns its decisions on all rows,
+            (N,) int64.
+        seed: of k-means and of the sample of silhouettes.
+        workers: an engine, or a number of threads, for the classes. None takes one thread per core.
+
+    Raises:
+        UndoorError: a setting is out of range, or no class has a given name.
+
+    >>> import numpy as np
+    >>> import undoor
+    >>> labels = np.repeat([0, 1], [100, 140])
+    >>> centres = np.repeat([[0, 0], [9, 0], [9, 9]], [100, 100, 40], axis=0)  # the last 40 images are poisoned
+    >>> features = (centres + np.random.default_rng(0).normal(size=(240, 2))).astype(np.float32)
+    >>> plain = undoor.Outputs(features, np.eye(2, dtype=np.float32)[labels])
+    >>> evidence = undoor.Evidence(plain, {}, labels, np.arange(240).astype(str), ("plane", "bird"))
+    >>> findings = undoor.ActivationClustering("relative-size", whiten=False)(evidence)
+    >>> findings.classes_flagged, int(findings.flagged.sum())
+    (('bird',), 40)
 
     """
 
-    method_version: ClassVar[int] = 1
+    method_version: ClassVar[int] = 2
 
     rule: Rule = "smaller"
     threshold: float | None = None
@@ -182,10 +190,10 @@ class ActivationClustering:
             raise UndoorError(f"the features cannot be reduced to {self.dimensions} dimensions; give 1 or more")
 
     def __call__(self, evidence: Evidence, /) -> Findings:
-        """Split every class, apply the rule, flag the images of the poisoned clusters."""
-        begun = time.perf_counter()
-        members = rows_by_class(evidence, self.classes)
-        work = partial(
+        """Split every class, apply the rule, and flag the images of the poisoned clusters."""
+        started = time.perf_counter()
+        rows_of = rows_by_class(evidence, self.classes)
+        split_class = partial(
             split,
             dimensions=self.dimensions,
             whiten=self.whiten,
@@ -193,66 +201,49 @@ class ActivationClustering:
             silhouettes=self.rule == "silhouette",
             seed=self.seed,
         )
-        features = [evidence.plain.features[rows] for rows in members.values()]
-        splits = map_items(work, features, self.workers)
+        splits = map_items(split_class, [evidence.plain.features[rows] for rows in rows_of.values()], self.workers)
         clustered = time.perf_counter()
 
-        given = THRESHOLDS[self.rule] if self.threshold is None else self.threshold
-        threshold = {"relative-size": 1 - given, "exre": float(np.log(1 / given))}.get(self.rule, given)
+        in_paper = THRESHOLDS[self.rule] if self.threshold is None else self.threshold
+        threshold = {"relative-size": 1 - in_paper, "exre": float(np.log(1 / in_paper))}.get(self.rule, in_paper)
         n = len(evidence.labels)
-        cluster, score, flagged = np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n, dtype=bool)
-        table: list[dict[str, Any]] = []
-        for (label, rows), parted in zip(members.items(), splits, strict=True):
-            cluster[rows] = parted.smaller
-            larger, smaller = rows[~parted.smaller], rows[parted.smaller]
-            table.append(_row(evidence, label, 0, larger))
+        cluster_of, score, flagged = np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n, dtype=bool)
+        clusters: list[dict[str, Any]] = []
+        for (label, rows), (in_smaller, silhouette) in zip(rows_of.items(), splits, strict=True):
+            smaller = rows[in_smaller]
+            cluster_of[smaller] = 1
+            clusters.append(cluster_row(evidence.class_names, label, 0, len(rows) - len(smaller)))
             if len(smaller):
-                row = _row(evidence, label, 1, smaller)
-                row |= self._examine(evidence, label, smaller, len(rows), parted.silhouette)
+                row = self._examine(evidence, label, smaller, len(rows), silhouette)
                 row["flagged"] = row["impurity"] > threshold
-                table.append(row)
+                clusters.append(row)
                 score[smaller], flagged[smaller] = row["impurity"], row["flagged"]
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("retrain", "seed", "workers")}
         return Findings(
             provenance=Provenance(
                 defense="activation_clustering",
                 method_version=self.method_version,
-                settings={**settings, "threshold": given},
+                settings={**settings, "threshold": in_paper},
                 seed=self.seed,
-                seconds={"clusters": clustered - begun, "rule": time.perf_counter() - clustered},
+                seconds={"clusters": clustered - started, "rule": time.perf_counter() - clustered},
             ),
-            samples=sample_table(evidence, score, flagged, cluster),
-            clusters=pd.DataFrame(table, columns=list(CLUSTER_COLUMNS)),
+            samples=sample_table(evidence, score, flagged, cluster_of),
+            clusters=pd.DataFrame(clusters, columns=list(CLUSTER_COLUMNS)),
             class_names=evidence.class_names,
             threshold=threshold,
         )
 
     def _examine(
-        self, evidence: Evidence, label: int, rows: NDArray[np.int64], of_class: int, silhouette: float
+        self, evidence: Evidence, label: int, rows: NDArray[np.int64], class_size: int, silhouette: float
     ) -> dict[str, Any]:
-        """Return the columns of the smaller cluster that the rule fills."""
+        """Return the row of the smaller cluster in the table of clusters, with the value of the rule."""
+        value = silhouette if self.rule == "silhouette" else 1 - len(rows) / class_size
+        examined, changed = 0, np.zeros(0, dtype=np.int64)
         if self.rule == "exre" and self.retrain is not None:
-            return exclusionary_reclassification(
-                self.retrain, rows, label, len(evidence.labels), len(evidence.class_names)
-            )
-        return {"impurity": silhouette if self.rule == "silhouette" else 1 - len(rows) / of_class}
+            examined = len(rows)
+            value, changed = exclusionary_reclassification(self.retrain, rows, label, len(evidence.labels))
+        return cluster_row(evidence.class_names, label, 1, len(rows), examined, changed) | {"impurity": value}
 
 
 AUTHORS_2020 = ActivationClustering("silhouette", threshold=0.4055, dimensions=2)
-"""The variant that Cluster Impurity's authors compared with in 2020: PCA to two whitened dimensions."""
-
-
-def _row(evidence: Evidence, label: int, number: int, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the row of a cluster in which no decision was examined and nothing is flagged."""
-    return {
-        "class": label,
-        "class_name": evidence.class_names[label],
-        "cluster": number,
-        "look": 1,
-        "size": len(rows),
-        "examined": 0,
-        "changed": 0.0,
-        "impurity": 0.0,
-        "destinations": [0] * len(evidence.class_names),
-        "flagged": False,
-    }
+"""The variant with which the authors of Cluster Impurity compared in 2020: PCA to two whitened dimensions."""

@@ -1,4 +1,4 @@
-"""Controls: what is reached by removing images at random, and by removing exactly the poisoned ones.
+"""Controls: the removal of random images, and the removal of exactly the poisoned images.
 
 They are no defenses, but every table shows them beside the defenses.
 """
@@ -20,11 +20,14 @@ from undoor.findings.provenance import Provenance
 class RandomRemoval:
     """Flag samples that are drawn at random from all classes; a defense must do better.
 
-    The draw goes by the ids and does not depend on the order of the samples.
+    The draw depends on the ids of the samples, not on their order.
 
     Args:
         count: how many samples are flagged.
         seed: of the draw.
+
+    Raises:
+        UndoorError: there are fewer than ``count`` samples.
 
     """
 
@@ -55,10 +58,13 @@ class RandomRemoval:
 
 @dataclass(frozen=True, eq=False)
 class PerfectRemoval:
-    """Flag exactly the poisoned samples: the best that any defense can do. It needs the truth.
+    """Flag exactly the poisoned samples, the best that any defense can do. It needs the truth.
 
     Args:
         poisoned: (N,) bool.
+
+    Raises:
+        UndoorError: there are more or fewer than N samples.
 
     """
 
