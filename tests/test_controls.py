@@ -11,7 +11,7 @@ from undoor.defenses.training_set import PerfectRemoval, RandomRemoval, Spectral
 from undoor.errors import UndoorError
 from undoor.filters import Average
 from undoor.findings.tables import CLUSTER_COLUMNS, SAMPLE_COLUMNS
-from undoor.report import render_findings
+from undoor.report.findings import render_findings
 
 
 def test_random_removal_flags_its_count_and_is_no_better_than_chance(planted):

@@ -12,7 +12,7 @@ from undoor.errors import UndoorNotice
 from undoor.evidence import Evidence, Outputs
 from undoor.filters import Average
 from undoor.findings.maps import with_report_columns
-from undoor.report import render_findings
+from undoor.report.findings import render_findings
 
 CI = ClusterImpurity(**QUICKLY)
 

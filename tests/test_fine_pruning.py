@@ -19,7 +19,7 @@ from undoor.errors import UndoorError
 from undoor.networks.architectures import build_network
 from undoor.networks.classifier import Classifier
 from undoor.networks.weights import Architecture, load_model, read_architecture, save_model
-from undoor.report import write_pruned
+from undoor.report.pruned import write_pruned
 
 GENTLY = FinePruning(epochs=1, learning_rate=1e-4)
 CHANNEL, DEAD, TARGET = 3, 4, 2

@@ -34,7 +34,7 @@ from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import PRESETS
 from undoor.networks.training import train
 from undoor.networks.victims import fit_victim
-from undoor.report import write_findings
+from undoor.report.findings import write_findings
 from undoor.scanning import scan
 
 SECONDS, MEMORY = 10.0, 10**9

@@ -20,9 +20,10 @@ from undoor.filters import Average, Median
 from undoor.findings.maps import map_coordinates, with_report_columns
 from undoor.findings.provenance import Provenance
 from undoor.findings.reading import read_findings
-from undoor.report import charts, pictures, render_findings, render_result, rewrite_report, write_findings
-from undoor.report.findings import CARD_IMAGES
+from undoor.report import charts, pictures
+from undoor.report.findings import CARD_IMAGES, render_findings, rewrite_report, write_findings
 from undoor.report.page import packed
+from undoor.report.result import render_result
 from undoor.safe.images import encode_png
 
 NAMES = ("class0", "class1", "class2", "class3")

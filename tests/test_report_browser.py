@@ -20,7 +20,7 @@ from helpers.result_pages import KINDS, cases  # noqa: F401 - a fixture
 from undoor.defenses.training_set import ClusterImpurity
 from undoor.filters import Average
 from undoor.findings.maps import with_report_columns
-from undoor.report import render_findings, write_findings
+from undoor.report.findings import render_findings, write_findings
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
 

@@ -15,8 +15,8 @@ from helpers.parsed_html import ParsedHTML
 from helpers.result_pages import KINDS, NAMES, cases  # noqa: F401 - a fixture
 from undoor.defenses.post_training.pruned import refuse_network
 from undoor.errors import UndoorError
-from undoor.report import Axis, render_pruned, render_result
-from undoor.report.result import MARKS
+from undoor.report.pruned import render_pruned
+from undoor.report.result import MARKS, Axis, render_result
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from undoor.defenses.post_training import Descent, RandomDirection, ReverseEngin
 from undoor.defenses.post_training.perturbations import clipped
 from undoor.errors import UndoorError
 from undoor.networks.classifier import Classifier
-from undoor.report import write_inspection
+from undoor.report.inspection import write_inspection
 
 CLASSES, SIZE = 6, 8
 SOURCE, TARGET, PIXEL = 4, 1, 9

@@ -28,7 +28,7 @@ from undoor.defenses.training_set import ClusterImpurity
 from undoor.errors import UndoorNotice
 from undoor.experiments import demo as demonstration
 from undoor.filters import Average
-from undoor.report import write_findings
+from undoor.report.findings import write_findings
 
 COMMANDS = command_names()
 

@@ -15,7 +15,9 @@ from undoor.experiments.report.tables import read_results
 from undoor.experiments.store import Store
 from undoor.networks.classifier import Classifier
 from undoor.networks.weights import Architecture
-from undoor.report import render_checked, render_inspection, write_inspection, write_pruned
+from undoor.report.guard import render_checked
+from undoor.report.inspection import render_inspection, write_inspection
+from undoor.report.pruned import write_pruned
 
 NAMES = ("<script>alert(1)</script>", "class'1\"", "Möwe")
 QUICK = Path(__file__).parents[2] / "results" / "quick"

@@ -93,7 +93,7 @@ def check(
     from undoor.cli import terminal
     from undoor.data.readers.images import decode_files
     from undoor.defenses.test_time import Guard, classifier_layer
-    from undoor.report import write_checked
+    from undoor.report.guard import write_checked
 
     if out is not None and out.suffix != ".parquet":
         raise UndoorError(f"{out} does not end in .parquet; choose a name for --out that does")

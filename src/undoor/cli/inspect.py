@@ -48,7 +48,7 @@ def inspect(
     from undoor.defenses.post_training import ReverseEngineering
     from undoor.findings.findings import refuse_findings
     from undoor.networks.weights import require_same_classes
-    from undoor.report import write_inspection
+    from undoor.report.inspection import write_inspection
 
     method = ReverseEngineering(
         images=images, share=share, seed=seed, batch_size=batch_size,

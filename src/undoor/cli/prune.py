@@ -57,7 +57,7 @@ def prune(
     from undoor.defenses.post_training.fine_pruning import FinePruning
     from undoor.defenses.post_training.pruned import refuse_network
     from undoor.networks.weights import Architecture, read_architecture, require_same_classes
-    from undoor.report import write_pruned
+    from undoor.report.pruned import write_pruned
 
     given = {"tolerance": tolerance, "epochs": epochs, "learning_rate": learning_rate}
     defense = FinePruning(

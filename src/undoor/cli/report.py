@@ -20,7 +20,7 @@ def report(
     """
     from undoor.cli import terminal
     from undoor.findings.reading import require_findings
-    from undoor.report import rewrite_report
+    from undoor.report.findings import rewrite_report
 
     require_findings(findings)
     path = rewrite_report(findings, reading.read(data))

@@ -78,7 +78,7 @@ def scan(
     from undoor.mixtures.sweep import MixtureSettings
     from undoor.networks.victims import fit_victim
     from undoor.networks.weights import require_same_classes
-    from undoor.report import write_findings
+    from undoor.report.findings import write_findings
     from undoor.scanning import scan as run
     from undoor.storage.atomic import write_text
 

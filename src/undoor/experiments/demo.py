@@ -20,7 +20,7 @@ from undoor.findings.findings import Findings, refuse_findings
 from undoor.findings.provenance import versions
 from undoor.networks.recipes import recipe
 from undoor.networks.training import Step, train
-from undoor.report import write_findings
+from undoor.report.findings import write_findings
 from undoor.scanning import scan
 from undoor.storage.atomic import write_text
 

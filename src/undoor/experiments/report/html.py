@@ -7,7 +7,7 @@ import pandas as pd
 
 from undoor.experiments.report.moments import inspections, moments
 from undoor.experiments.report.tables import Results
-from undoor.report import render_result
+from undoor.report.result import render_result
 
 CELL_COLUMNS = (
     "cell", "defense", "oracle", "attack_success_rate", "tpr", "fpr_target_class", "fpr_all_classes", "auroc", "tp",
