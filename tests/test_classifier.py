@@ -114,7 +114,7 @@ def test_batches_reach_the_device_whole_and_in_order(device):
 
 
 def test_batches_of_large_images_are_smaller(monkeypatch):
-    monkeypatch.setattr("undoor.storage.mapped.AT_ONCE", 1000)
+    monkeypatch.setattr("undoor.storage.mapped.VALUES_AT_ONCE", 1000)
     classifier, images = Classifier(Linear()), np.zeros((20, 1, 12, 12), np.uint8)
     assert [len(batch) for batch in classifier.batches(images, 8)] == [6, 6, 6, 2]
     assert [len(batch) for batch in classifier.batches(images, 4)] == [4] * 5

@@ -105,7 +105,9 @@ def test_schedules():
 
 @pytest.mark.parametrize("values", [2**25, 3 * 144 * 7, 1])
 def test_normalisation_is_that_of_the_training_set(monkeypatch, values):
-    monkeypatch.setattr("undoor.storage.mapped.AT_ONCE", values)  # then the sums are taken over a few images at a time
+    monkeypatch.setattr(
+        "undoor.storage.mapped.VALUES_AT_ONCE", values
+    )  # then the sums are taken over a few images at a time
     data = make_dataset(channels=3)
     scaled = data.images / 255
     by_channel = train(data, replace(QUICK, epochs=1))[0]
@@ -153,13 +155,13 @@ def test_a_step_that_takes_more_than_the_memory_is_refused(monkeypatch):
 
     passes: list[tuple[int, bool]] = []
     data, once = make_dataset(), replace(QUICK, epochs=1, precision="float32")
-    monkeypatch.setattr("undoor.networks.jobs.memory", lambda: 4 * 16 * 144)
+    monkeypatch.setattr("undoor.networks.jobs.memory_limit", lambda: 4 * 16 * 144)
     with pytest.raises(UndoorError, match=r"a step on 16 images of 12 × 12 pixels takes 0.0 GiB, .* --image-size"):
         train(data, once, Counted())
     assert passes == [(1, False)]
-    monkeypatch.setattr("undoor.networks.jobs.memory", lambda: 4 * 16 * (144 + 8))  # exactly what a step needs
+    monkeypatch.setattr("undoor.networks.jobs.memory_limit", lambda: 4 * 16 * (144 + 8))  # exactly what a step needs
     train(data, once, Counted())
-    monkeypatch.setattr("undoor.networks.jobs.memory", lambda: 4 * 16 * 144 * 1000 + 1)
+    monkeypatch.setattr("undoor.networks.jobs.memory_limit", lambda: 4 * 16 * 144 * 1000 + 1)
     passes.clear()
     train(data, once, Counted())  # so little that it is not measured
     assert passes == [(16, True)] * 3

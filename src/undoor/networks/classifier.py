@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from undoor.errors import UndoorError, first_line
 from undoor.networks.architectures import Normalise
 from undoor.networks.hooks import doubled_if_alone, given_rows, hooked
-from undoor.storage.mapped import at_once
+from undoor.storage.mapped import images_at_once
 
 BATCH_SIZE = 128
 """Default number of images in a forward pass.
@@ -186,7 +186,7 @@ class Classifier:
         while that still computes on the batch before. On a CPU this would gain nothing: the copy of a batch takes less
         than a thousandth of the time of a forward pass.
         """
-        size = at_once(images.shape, batch_size)
+        size = images_at_once(images.shape, batch_size)
         parts = (images[start : start + size] for start in range(0, len(images), size))
         if self.device.type != "cuda":
             yield from map(self.scale, parts)

@@ -17,8 +17,8 @@ from undoor.networks.architectures import Normalise, build_network, default_netw
 from undoor.networks.hooks import bytes_kept_for_gradients
 from undoor.networks.recipes import PRESETS, Recipe
 from undoor.networks.steps import Training
-from undoor.safe.limits import memory
-from undoor.storage.mapped import at_once
+from undoor.safe.limits import memory_limit
+from undoor.storage.mapped import images_at_once
 
 COMPILE_PIXELS = 4e8
 """Trained pixels (images × epochs × H × W) from which the tenth saved on each step outweighs the compilation itself."""
@@ -98,7 +98,7 @@ def _moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean (C, H, W) and standard deviation (C, 1, 1) of the images, which are scaled to [0, 1]."""
     totals = np.zeros((2, *images.shape[1:]))
-    size = at_once(images.shape, 4096)
+    size = images_at_once(images.shape, 4096)
     for start in range(0, len(images), size):
         totals += _sums(images[start : start + size])
     mean, squares = totals / len(images)
@@ -119,8 +119,8 @@ def _sums(images: Tensor | NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _require_memory(model: nn.Module, dataset: Dataset, recipe: Recipe, bf16: bool) -> None:
-    """Raise ``UndoorError`` if a step needs more than ``memory()``: the system may kill a process that fills it."""
-    batch, shape, limit = min(recipe.batch_size, len(dataset)), dataset.images.shape[1:], memory()
+    """Raise ``UndoorError`` if a step needs more than ``memory_limit()``: the system may kill the process."""
+    batch, shape, limit = min(recipe.batch_size, len(dataset)), dataset.images.shape[1:], memory_limit()
     if 4 * batch * int(np.prod(shape)) * UNMEASURED < limit:
         return
     model.eval()  # in training mode, the image would change the batch statistics

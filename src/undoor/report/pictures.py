@@ -15,7 +15,7 @@ from undoor.data.dataset import Dataset
 from undoor.filters import Filter
 from undoor.findings.notebook import png_uri
 from undoor.safe.images import encode_png
-from undoor.storage.mapped import at_once
+from undoor.storage.mapped import images_at_once
 
 LARGEST = 96
 """The longer side of a picture has at most this many pixels; larger images are shrunk."""
@@ -142,7 +142,7 @@ def _tiled(dataset: Dataset, rows: NDArray[np.int64], columns: int, size: tuple[
     height, width = size
     lines = -(-len(rows) // columns)
     tiles = np.zeros((dataset.images.shape[1], lines * height, columns * width), dtype=np.uint8)
-    step = at_once(dataset.images.shape, 1000)
+    step = images_at_once(dataset.images.shape, 1000)
     for start in range(0, len(rows), step):
         images = torch.from_numpy(np.asarray(dataset.images[rows[start : start + step]])).float() / 255
         for k, image in enumerate(_shrunk(images, THUMBNAIL), start):

@@ -26,11 +26,11 @@ JSON_BYTES = 2**24
 """Largest JSON text. Files of undoor have a thousandth of it; the parsed values take about twenty times its memory."""
 EXPANSION = 100
 """How many times its size a file may unpack to. Images shrink to a tenth at best, a bomb to a thousandth."""
-FREE = 2**26
+ALWAYS_ALLOWED_BYTES = 2**26
 """Bytes that any file may unpack to: a small set of empty images expands as much as a bomb, but does no harm."""
 CLASSES = 100_000
 """Largest number of classes: five times those of ImageNet-21k. A single label of 10⁹ would require 10⁹ names."""
-NAME = 500
+NAME_CHARACTERS = 500
 """Longest name of a class or id of an image, in characters: an array of names reserves the longest for each row."""
 
 UNPACKING = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, zlib.error, lzma.LZMAError)
@@ -40,7 +40,7 @@ _BIDIRECTIONAL = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F))
 """Characters that change the direction of writing, and can make a name look like another."""
 
 
-def memory() -> int:
+def memory_limit() -> int:
     """Return the bytes that one file may occupy in memory: half of the machine's memory."""
     if not hasattr(os, "sysconf"):
         return 2**33
@@ -50,12 +50,12 @@ def memory() -> int:
 def require_file(path: Path, most: int | None = None) -> int:
     """Return the size in bytes of a regular file; raise ``OSError`` if the file does not exist.
 
-    Raise ``ValueError`` if it is not a regular file, or has more than ``most`` bytes, by default ``memory()``.
+    Raise ``ValueError`` if it is not a regular file, or has more than ``most`` bytes, by default ``memory_limit()``.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
-    most = memory() if most is None else most
+    most = memory_limit() if most is None else most
     if status.st_size > most:
         raise ValueError(f"it has {status.st_size:,} bytes, more than the {most:,} that are read")
     return status.st_size
@@ -91,7 +91,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 def require_growth(packed: int, unpacked: int) -> None:
     """Raise ``ValueError`` if a file of ``packed`` bytes must not be unpacked to ``unpacked`` bytes."""
-    if unpacked > max(FREE, min(EXPANSION * packed, memory())):
+    if unpacked > max(ALWAYS_ALLOWED_BYTES, min(EXPANSION * packed, memory_limit())):
         raise ValueError(f"it would grow from {packed:,} bytes to {unpacked:,}, more than undoor unpacks")
 
 
@@ -105,8 +105,10 @@ def require_names(names: Iterable[str], kind: str, *, most: int | None = None) -
             raise UndoorError(f"there are more than {most:,} {kind}s; give a set with fewer")
         if not isinstance(name, str):
             raise UndoorError(f"the {kind} {str(name)[:40]!r} is no text; give texts")
-        if len(name) > NAME:
-            raise UndoorError(f"the {kind} {name[:40]!r}… has {len(name):,} characters; give it up to {NAME}")
+        if len(name) > NAME_CHARACTERS:
+            raise UndoorError(
+                f"the {kind} {name[:40]!r}… has {len(name):,} characters; give it up to {NAME_CHARACTERS}"
+            )
         if not name.isprintable() and any(map(_disturbs, name)):
             raise UndoorError(f"the {kind} {name!r} holds a control character; rename it")
 

@@ -11,13 +11,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from undoor.storage.atomic import reported_write_errors
 
-AT_ONCE = 2**25
+VALUES_AT_ONCE = 2**25
 """Most values of images that are processed at once. A layer of ResNet-20 makes 2 GiB of this many."""
 
 
-def at_once(shape: tuple[int, ...], most: int) -> int:
+def images_at_once(shape: tuple[int, ...], most: int) -> int:
     """Return how many images of an array of this ``shape`` to process at once: ``most``, or fewer if they are large."""
-    return min(most, max(1, AT_ONCE // int(np.prod(shape[1:]))))
+    return min(most, max(1, VALUES_AT_ONCE // int(np.prod(shape[1:]))))
 
 
 def mapped(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from undoor.data.readers.arrays import dataset_from_arrays
 from undoor.data.readers.options import ReadOptions
 from undoor.errors import UndoorError, first_line
 from undoor.safe.arrays import read_npz
-from undoor.safe.limits import NAME
+from undoor.safe.limits import NAME_CHARACTERS
 
 
 def accepts(path: Path) -> bool:
@@ -41,6 +41,6 @@ def _texts(values: NDArray[Any], name: str, path: Path) -> list[str]:
     """Return an array of texts, of UTF-8 bytes or of integers as a list of texts."""
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "replace")
-    if values.ndim != 1 or values.dtype.kind not in "Uiu" or values.dtype.itemsize > 4 * NAME:
+    if values.ndim != 1 or values.dtype.kind not in "Uiu" or values.dtype.itemsize > 4 * NAME_CHARACTERS:
         raise UndoorError(f"{path}: {name} are {values.dtype} of shape {values.shape}; give short texts, (N,)")
     return [str(value) for value in values.tolist()]
