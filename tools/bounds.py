@@ -21,7 +21,8 @@ def table() -> str:
     """Return a Markdown table with one row for each kind of input."""
     rows = {
         "any file": "half of the memory; regular files only",
-        "a compressed file": f"{limits.EXPANSION} times its size after decompression, or {mebibytes(limits.ALWAYS_ALLOWED_BYTES)}",
+        "a compressed file": f"{limits.EXPANSION} times its size after decompression, or "
+        f"{mebibytes(limits.ALWAYS_ALLOWED_BYTES)}",
         "an encoded image": f"{mebibytes(images.IMAGE_BYTES)}, {spaced(images.IMAGE_PIXELS)} pixels; a progressive "
         f"JPEG: {spaced(images.PASSES)} pixels times scans; a TIFF: {spaced(images.TIFF_PIECES)} strips or tiles",
         "image formats": ", ".join(images.FORMATS),
