@@ -39,6 +39,7 @@ import undoor.scanning
 from undoor.data.dataset import Dataset
 from undoor.data.readers import read
 from undoor.data.readers.parquet import write_parquet
+from undoor.experiments.store import KINDS
 from undoor.findings.provenance import versions
 
 ROOT = Path(__file__).parents[1]
@@ -57,10 +58,10 @@ STAGES = {
     "training": r"(training|steps|victims)\.py",
     "pass over the images": r"(evidence|classifier|shards)\.py",
     "defences": r"(mixture|em|reduction|partitions)\.py|defenses/",
-    "measuring": r"(measure|condensed)\.py",
+    "measuring": r"(measure|found)\.py",
     "report": r"viewing\.py|report/",
-    "tables and figures": r"experiments/(results|tables|figures|moments)\.py",
-    "writing": r"(files|lock|checkpoint|store)\.py|shards\.py keep|parquet\.py (write|hub)|images\.py encode",
+    "tables and figures": r"experiments/report/",
+    "writing": r"(files|lock|checkpoint|store|packed)\.py|shards\.py keep|parquet\.py (write|hub)|images\.py encode",
 }
 """Of a run, by the innermost function of undoor that is one of these, in its file; "other" is all else."""
 
@@ -156,7 +157,7 @@ def content(path: Path) -> object:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields.pop("seconds", None)
         return json.dumps(fields)
-    if path.name == "cells.parquet":
+    if path.name in ("cells.parquet", *(f"{kind}.parquet" for kind in KINDS)):
         table = pd.read_parquet(path)
         return table.drop(columns=[name for name in table if "seconds" in name]).to_json()
     if path.name == "report.html":

@@ -3,13 +3,13 @@
 import base64
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from conftest import make_dataset
+from helpers.made_results import rich_store
 from test_cli import data, run  # noqa: F401 - fixtures
 from test_report import Collector
 from undoor.defenses.post_training import Descent, FinePruning, ReverseEngineering
@@ -17,15 +17,13 @@ from undoor.defenses.post_training.pruned import refuse_network
 from undoor.defenses.test_time import Ada, render_checked
 from undoor.errors import UndoorError
 from undoor.experiments.report.html import render_bench
-from undoor.experiments.report.tables import read_results
-from undoor.experiments.store import Store
+from undoor.experiments.report.results import read_results
 from undoor.networks.classifier import Classifier
 from undoor.networks.weights import Architecture
 from undoor.report import Axis, render_result
 from undoor.report.result import MARKS
 
 NAMES = ("<script>alert(1)</script>", "class'1\"", "Möwe")
-QUICK = Path(__file__).parents[1] / "results" / "quick"
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +52,14 @@ def results(network, tmp_path_factory):
     described = Architecture("small-cnn", clean.images.shape[1:], NAMES, {})
     pruned.write(folder / "repaired.safetensors", described)
 
-    every = read_results(Store(QUICK), "quick")
-    figures = [(path.stem, f"Figure {path.stem}.") for path in sorted((QUICK / "figures").glob("*.png"))]
+    every = read_results(rich_store(folder / "bench"), "paper")
+    (folder / "figure.png").write_bytes((folder / "repaired-curve.png").read_bytes())
     return {
         "clean inspection": (inspection, (folder / "inspection" / "report.html").read_text("utf-8")),
         "inspection": (backdoored, backdoored.report()),
         "check": (checked, render_checked(guard, checked, queries, ids)),
         "pruning": (pruned, (folder / "repaired.html").read_text("utf-8")),
-        "bench": (every, render_bench("quick", every, "All is done.", figures, QUICK / "figures")),
+        "bench": (every, render_bench("paper", every, "All is done.", [("figure", "A figure.")], folder)),
     }
 
 

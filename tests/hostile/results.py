@@ -220,7 +220,7 @@ BENCH = ("bench", "quick", "--cells", "clean-s0", "--time-budget", "0.001s", "--
 
 def stored(content: str | None, stage: str = "victims"):
     def make(root: Path) -> tuple[str, ...]:
-        folder = root / "store" / stage
+        folder = root / "store" / "work" / stage
         folder.mkdir(parents=True)
         if content is None:
             pipe(folder / "a.json")

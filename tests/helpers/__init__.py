@@ -1,0 +1,1 @@
+"""What several test files share, in modules that are named after what they make."""
