@@ -58,7 +58,7 @@ STAGES = {
     "training": r"(training|steps|victims)\.py",
     "pass over the images": r"(evidence|classifier|shards)\.py",
     "defences": r"(mixture|em|reduction|partitions)\.py|defenses/",
-    "measuring": r"(measure|found)\.py",
+    "measuring": r"(measure|outcome)\.py",
     "report": r"viewing\.py|report/",
     "tables and figures": r"experiments/report/",
     "writing": r"(files|lock|checkpoint|store|packed)\.py|shards\.py keep|parquet\.py (write|hub)|images\.py encode",

@@ -19,7 +19,7 @@ from undoor.experiments import before_training, experiment, suites
 from undoor.experiments.before_training import CI, on_training_set
 from undoor.experiments.contenders import plain_settings
 from undoor.experiments.experiment import Experiment
-from undoor.experiments.found import mask_from_text
+from undoor.experiments.outcome import mask_from_text
 from undoor.experiments.report.readme import write_report
 from undoor.experiments.runner import STAGES, Bench
 from undoor.experiments.steps import measured_retraining, measured_victim, retrained_key, wanted_retraining

@@ -14,8 +14,8 @@ from undoor.attacks import OnePixel, triggered
 from undoor.experiments.cells import Cell
 from undoor.experiments.contenders import Contender
 from undoor.experiments.experiment import Experiment
-from undoor.experiments.found import Found
 from undoor.experiments.on_network import first_of_every_class, refusals
+from undoor.experiments.outcome import Outcome
 from undoor.experiments.report.moments import HEADER, inspections, moments
 from undoor.experiments.report.readme import write_report
 from undoor.experiments.report.results import read_results
@@ -70,7 +70,7 @@ class Says:
 
     def run(self, case):
         self.runs.append(self.name)
-        return Found(defense=self.name, settings={}, detected=True, classes_flagged=["class2"])
+        return Outcome(defense=self.name, settings={}, detected=True, classes_flagged=["class2"])
 
 
 def says(name):
@@ -119,9 +119,9 @@ def examined(tmp_path):
     store, attacked, clean = Store(tmp_path), Cell("multiple-source", 0.4), Cell("clean")
     for cell in (attacked, clean):
         add_victim(store, cell)
-        found = {"detected": True, "classes_flagged": ["0"]}
+        verdict = {"detected": True, "classes_flagged": ["0"]}
         inspection = {"sources": ["7"], "p": {"A": 0.5, "B": 0.01}, "nominal_p": {}, "norms": []}
-        add_examination(store, cell, "reverse engineering", "after training", inspection=inspection, **found)
+        add_examination(store, cell, "reverse engineering", "after training", inspection=inspection, **verdict)
         repair = {"repaired_attack_success_rate": None if cell is clean else 0.2, "repaired_clean_accuracy": 0.8}
         add_examination(store, cell, "Fine-Pruning", "after training", repair=repair)
         truth = {"tpr": None if cell is clean else 0.7, "fpr_all_classes": 0.04, "auroc": None}

@@ -75,7 +75,7 @@ def test_where_nothing_is_flagged_the_retrained_network_is_the_victim(reported):
 def test_median_and_range_over_seeds():
     assert shown(pd.Series([0.90, 0.98, 0.94])) == "0.940 (0.900–0.980)"
     assert shown(pd.Series([0.9])) == shown(pd.Series([0.9, 0.9])) == "0.900"
-    assert shown(pd.Series([0.9, None]), of=2) == "0.900 [1 of 2 seeds]"
+    assert shown(pd.Series([0.9, None]), seeds=2) == "0.900 [1 of 2 seeds]"
     assert shown(pd.Series([None], dtype="Float64")) == "–"
 
 

@@ -64,7 +64,7 @@ def test_results_of_an_older_method_are_outdated(folder, monkeypatch):
     [
         ("outdated", "MEASUREMENT_VERSION", {"victims", "retrained"}),
         ("contenders", "EVIDENCE_VERSION", {"findings"}),
-        ("contenders", "FOUND_VERSION", {"findings", "examinations"}),
+        ("contenders", "OUTCOME_VERSION", {"findings", "examinations"}),
     ],
 )
 def test_results_of_an_older_version_of_the_experiments_are_outdated(folder, monkeypatch, module, name, kinds):

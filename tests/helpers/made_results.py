@@ -7,7 +7,7 @@ import numpy as np
 
 from undoor.experiments.cells import Cell
 from undoor.experiments.contenders import EVIDENCE_VERSION, slug
-from undoor.experiments.found import FOUND_VERSION, Found, mask_to_text
+from undoor.experiments.outcome import OUTCOME_VERSION, Outcome, mask_to_text
 from undoor.experiments.steps import MEASUREMENT_VERSION, retrained_key
 from undoor.experiments.store import Store
 from undoor.safe.images import encode_png
@@ -61,7 +61,7 @@ def add_findings(store, cell, contender, tp=0, fp=0, *, suite="paper", data="CIF
     clusters = [{"class": 0, "class_name": "0", "cluster": 0, "size": 100, "poisoned": 0, "impurity": 0.02}]
     if poisoned:
         clusters.append({"class": 0, "class_name": "0", "cluster": 1, "size": 99, "poisoned": 97, "impurity": impurity})
-    found = Found(
+    outcome = Outcome(
         defense="a_method", settings={}, seconds=1.0, samples=len(flagged), flagged=int(flagged.sum()),
         detected=bool(flagged.any()), classes_flagged=["0"] if flagged.any() else [], threshold=0.5,
         mask=mask_to_text(flagged), clusters=clusters if contender.startswith("CI") else [],
@@ -79,7 +79,7 @@ def add_findings(store, cell, contender, tp=0, fp=0, *, suite="paper", data="CIF
     )  # fmt: skip
     control_of = "CI" if contender.endswith("removal") else None
     more = {"suite": suite, "data": data, "retrain": True, "control_of": control_of}
-    result = _add(store, "findings", cell, contender, found, **more)
+    result = _add(store, "findings", cell, contender, outcome, **more)
     if after is not None:
         measured = {"attack_success_rate": after, "clean_accuracy": 0.91, "method_version": MEASUREMENT_VERSION}
         retrained = {**described(cell, suite, data), **measured, "kept": 900, "seconds": 4.0}
@@ -88,20 +88,22 @@ def add_findings(store, cell, contender, tp=0, fp=0, *, suite="paper", data="CIF
 
 
 def add_examination(store, cell, contender, moment, *, control_of=None, suite="paper", data="CIFAR-10", **parts):
-    """Add what a contender of another moment found; ``parts`` are those of ``Found``."""
-    found = Found(defense="another_method", settings={}, seconds=2.0, **parts)
+    """Add what a contender of another moment found; ``parts`` are those of ``Outcome``."""
+    outcome = Outcome(defense="another_method", settings={}, seconds=2.0, **parts)
     more = {"suite": suite, "data": data, "moment": moment, "control_of": control_of}
-    return _add(store, "examinations", cell, contender, found, **more)
+    return _add(store, "examinations", cell, contender, outcome, **more)
 
 
-def _add(store, kind, cell, contender, found, *, suite, data, moment="before training", retrain=False, control_of=None):
+def _add(
+    store, kind, cell, contender, outcome, *, suite, data, moment="before training", retrain=False, control_of=None
+):
     on_evidence = kind == "findings"
     result = {
         **described(cell, suite, data), "victim": f"v-{cell.name}", "contender": contender, "moment": moment,
         "needs": "something", "oracle": contender in ORACLES, "retrain": retrain, "control_of": control_of,
         "filter": "average:2" if on_evidence else None, "method_version": 1,
-        "evidence_version": EVIDENCE_VERSION if on_evidence else None, "found_version": FOUND_VERSION,
-        "depends": "a hash", **asdict(found),
+        "evidence_version": EVIDENCE_VERSION if on_evidence else None, "outcome_version": OUTCOME_VERSION,
+        "depends": "a hash", **asdict(outcome),
     }  # fmt: skip
     return store.write(kind, f"v-{cell.name}-{slug(contender)}", result)
 

@@ -12,7 +12,7 @@ from undoor.defenses.training_set.controls import PerfectRemoval, RandomRemoval
 from undoor.defenses.training_set.pattern_cleansing import PatternCleansing
 from undoor.defenses.training_set.spectral_signatures import PERCENTILE_85_SHARE, SpectralSignatures, authors_share
 from undoor.experiments.contenders import Case, Contender, seeded
-from undoor.experiments.found import Found, of_findings
+from undoor.experiments.outcome import Outcome, outcome_of
 from undoor.filters import Average, Filter, Median, Noise, Quantise
 
 CI, RANDOM = "CI", "random removal"
@@ -20,9 +20,9 @@ CI, RANDOM = "CI", "random removal"
 NEEDS = "the training set, a network trained on it"
 
 
-def flag(method: Any, case: Case, image_filter: Filter) -> Found:
+def flag(method: Any, case: Case, image_filter: Filter) -> Outcome:
     """Run a training-set defense on the evidence with an image filter."""
-    return of_findings(method(case.evidence(image_filter)), case.poisoned)
+    return outcome_of(method(case.evidence(image_filter)), case.poisoned)
 
 
 def on_training_set(

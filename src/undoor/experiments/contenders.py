@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from undoor.attacks import Attack
 from undoor.data.dataset import Dataset
 from undoor.evidence import Evidence
-from undoor.experiments.found import FOUND_VERSION, Found
+from undoor.experiments.outcome import OUTCOME_VERSION, Outcome
 from undoor.experiments.store import digest
 from undoor.filters import Filter
 from undoor.networks.classifier import Classifier
@@ -115,7 +115,7 @@ class Contender:
     needs: str
     method: type[Any]
     build: Callable[[Case], Any]
-    run: Callable[[Any, Case], Found]
+    run: Callable[[Any, Case], Outcome]
     oracle: bool = False
     retrain: bool = False
     control_of: str | None = None
@@ -137,7 +137,7 @@ class Contender:
         return {
             "method_version": self.method.method_version,
             "evidence_version": None if self.image_filter is None else EVIDENCE_VERSION,
-            "found_version": FOUND_VERSION,
+            "outcome_version": OUTCOME_VERSION,
         }
 
     def depends(self, case: Case, victim_key: str) -> str:

@@ -14,8 +14,8 @@ from undoor.defenses.post_training import FinePruning, RandomDirection, ReverseE
 from undoor.defenses.test_time import Ada, max_softmax
 from undoor.defenses.test_time.ada import conformal_quantile
 from undoor.experiments.contenders import Case, Contender, seeded
-from undoor.experiments.found import Found
 from undoor.experiments.measure import measure
+from undoor.experiments.outcome import Outcome
 from undoor.findings.metrics import detection
 
 PRUNING_IMAGES = 100
@@ -40,12 +40,12 @@ class MaxSoftmax:
     false_positive_rate: float = REFUSED
 
 
-def inspect(method: ReverseEngineering, case: Case) -> Found:
+def inspect(method: ReverseEngineering, case: Case) -> Outcome:
     """Look for a backdoor in the victim by reverse engineering."""
     inspection = method(case.network(), case.clean, on_pair=case.check)
     names = case.clean.class_names
     norms = inspection.pairs.pivot_table(index="source", columns="target", values="norm")
-    return Found(
+    return Outcome(
         defense=inspection.provenance.defense,
         settings=inspection.provenance.settings,
         detected=inspection.target is not None,
@@ -62,7 +62,7 @@ def inspect(method: ReverseEngineering, case: Case) -> Found:
     )
 
 
-def prune(method: FinePruning, case: Case) -> Found:
+def prune(method: FinePruning, case: Case) -> Outcome:
     """Repair the victim by Fine-Pruning and measure what became of it."""
     clean = first_of_every_class(case.clean, PRUNING_IMAGES)
     pruned = method(case.network(), clean, on_batch=case.check, on_step=case.check)
@@ -76,25 +76,25 @@ def prune(method: FinePruning, case: Case) -> Found:
         repair |= {f"{name}_{measure_name}": value for measure_name, value in success.items()}
     repair["curve_clean_accuracy"] = pruned.curve["accuracy"].round(4).tolist()
     repair["curve_attack_success_rate"] = along_curve
-    return Found(defense=pruned.provenance.defense, settings=pruned.provenance.settings, repair=repair)
+    return Outcome(defense=pruned.provenance.defense, settings=pruned.provenance.settings, repair=repair)
 
 
-def guard(method: Ada, case: Case) -> Found:
+def guard(method: Ada, case: Case) -> Outcome:
     """Fit a guard on clean images and let it check queries."""
     fitted = method.fit(case.network(), case.clean, on_batch=case.check, on_layer=case.check)
     refused = refusals(case, lambda images: fitted.check(images).statistic, fitted.threshold)
-    return Found(defense=fitted.provenance.defense, settings=fitted.provenance.settings, **refused)
+    return Outcome(defense=fitted.provenance.defense, settings=fitted.provenance.settings, **refused)
 
 
-def refuse_doubtful(method: MaxSoftmax, case: Case) -> Found:
+def refuse_doubtful(method: MaxSoftmax, case: Case) -> Outcome:
     """Refuse the queries that the network is least sure of."""
     score = partial(max_softmax, case.network())
     refused = refusals(case, score, conformal_quantile(score(case.clean.images), method.false_positive_rate))
-    return Found(defense="max_softmax", settings=asdict(method), **refused)
+    return Outcome(defense="max_softmax", settings=asdict(method), **refused)
 
 
 def refusals(case: Case, score: Callable[[NDArray[np.uint8]], NDArray[np.float64]], threshold: float) -> dict[str, Any]:
-    """Refuse clean and triggered queries whose score exceeds the threshold; return these parts of ``Found``.
+    """Refuse clean and triggered queries whose score exceeds the threshold; return these parts of ``Outcome``.
 
     A triggered query counts only if the attack succeeds with it. The class of a query is the network's decision.
     """
@@ -126,7 +126,7 @@ def _target(case: Case) -> int:
 
 
 def _after(
-    name: str, method: type[Any], run: Callable[[Any, Case], Found], control_of: str | None = None, **settings: Any
+    name: str, method: type[Any], run: Callable[[Any, Case], Outcome], control_of: str | None = None, **settings: Any
 ) -> Contender:
     images = PRUNING_IMAGES if method is FinePruning else ReverseEngineering().images
     needs = f"the network, clean images ({images} a class)"
@@ -137,7 +137,7 @@ def _in_use(
     name: str,
     method: type[Any],
     build: Callable[[Case], Any],
-    run: Callable[[Any, Case], Found],
+    run: Callable[[Any, Case], Outcome],
     control_of: str | None = None,
 ) -> Contender:
     needs = "the network, clean images (half of the test set)"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext as remembered_clusterings  # TODO merge: undoor.mixtures.sweep has it.
+from contextlib import nullcontext as remembered_clusterings  # TODO merge: import it from undoor.mixtures.memory.
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar, get_args
@@ -46,14 +46,7 @@ class OutOfTime(Exception):  # noqa: N818 - nothing went wrong
 class Progress:
     """How far one cell is.
 
-    Args:
-        victim: whether the victim is trained and measured.
-        found: how many contenders have been run, or had been run before.
-        contenders: how many contenders are to be run.
-        retrained: how many retrainings are done.
-        retrainings: how many retrainings are to be done.
-        diverged: whether the training of the victim diverged.
-
+    ``found`` of ``contenders`` contenders have been run, and ``retrained`` of ``retrainings`` retrainings are done.
     """
 
     victim: bool = False
@@ -76,14 +69,7 @@ class Progress:
 
 @dataclass
 class Board:
-    """How far a run is.
-
-    Args:
-        cells: the progress of every cell, by the cell's name.
-        running: what is running now.
-        seconds_a_training: seconds for one network in the latest training; None before the first.
-
-    """
+    """How far a run is: the progress of every cell by the cell's name, and what is running."""
 
     cells: dict[str, Progress]
     running: str = ""
@@ -91,7 +77,7 @@ class Board:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the latest training; None before the first."""
+        """An estimate from the time that the latest training took; None before the first training."""
         if self.seconds_a_training is None:
             return None
         return self.seconds_a_training * sum(cell.trainings_left for cell in self.cells.values())
@@ -203,7 +189,7 @@ class Bench:
 
     def _train_victims(self, group: list[Experiment]) -> None:
         self._begin(f"{_names(group)}: victim")
-        seconds = self._train([(each, each.wanted_victim()) for each in group if stored_victim(each) is None])
+        seconds = self._train([(e, e.wanted_victim()) for e in group if stored_victim(e) is None])
         for experiment in group:
             progress = self._board.cells[experiment.cell.name]
             if has_diverged(experiment, experiment.wanted_victim()):
@@ -237,7 +223,7 @@ class Bench:
                 if contender.retrain and result is not None:
                     work.append((experiment, contender, result))
         for part in batched(work, self.together):
-            self._begin(", ".join(f"{each.cell.name}: without what {by.name} flagged" for each, by, _ in part))
+            self._begin(", ".join(f"{e.cell.name}: without what {contender.name} flagged" for e, contender, _ in part))
             wanted = [(experiment, wanted_retraining(experiment, result)) for experiment, _, result in part]
             seconds = self._train([(experiment, network) for experiment, network in wanted if network is not None])
             for (experiment, _, result), (_, network) in zip(part, wanted, strict=True):
@@ -261,9 +247,9 @@ class Bench:
             seconds=None if self._deadline is None else self._deadline - begun,
             on_step=self._on_step,
         )
-        for (experiment, network), outcome in zip(missing.values(), trained, strict=True):
-            if isinstance(outcome, DivergedError):
-                keep_divergence(experiment, network, outcome)
+        for (experiment, network), result in zip(missing.values(), trained, strict=True):
+            if isinstance(result, DivergedError):
+                keep_divergence(experiment, network, result)
         self._board.seconds_a_training = seconds = (time.monotonic() - begun) / len(missing)
         return round(seconds, 1)
 

@@ -14,8 +14,8 @@ from torch import nn
 from undoor.attacks import triggered
 from undoor.experiments.contenders import Case, Contender
 from undoor.experiments.experiment import Experiment
-from undoor.experiments.found import mask_from_text
 from undoor.experiments.measure import measure
+from undoor.experiments.outcome import mask_from_text
 from undoor.experiments.packed import Result
 from undoor.experiments.store import digest
 from undoor.findings.metrics import attack_success_rate
@@ -64,10 +64,10 @@ def contender_result(experiment: Experiment, contender: Contender, case: Case) -
     if result is not None:
         return result
     depends, begun = contender.depends(case, experiment.victim_key), time.perf_counter()
-    found = contender.run(contender.build(case), case)
-    if found.seconds is None:
-        found = replace(found, seconds=round(time.perf_counter() - begun, 2))
-    case.flagged[contender.name] = found.flagged or 0
+    outcome = contender.run(contender.build(case), case)
+    if outcome.seconds is None:
+        outcome = replace(outcome, seconds=round(time.perf_counter() - begun, 2))
+    case.flagged[contender.name] = outcome.flagged or 0
     return experiment.store.write(
         contender.kind,
         _key(experiment, contender),
@@ -83,7 +83,7 @@ def contender_result(experiment: Experiment, contender: Contender, case: Case) -
             "filter": None if contender.image_filter is None else str(contender.image_filter),
             **contender.versions,
             "depends": depends,
-            **asdict(found),
+            **asdict(outcome),
         },
     )
 

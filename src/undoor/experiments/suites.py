@@ -54,7 +54,7 @@ class Suite:
         """Return the contenders of a cell. In a clean cell there is nothing that an oracle could know."""
         contenders = self.contenders + (self.ablations if cell.ablations else ())
         contenders += self.examined if cell.examined else ()
-        return tuple(each for each in contenders if not (each.oracle and cell.scenario == "clean"))
+        return tuple(c for c in contenders if not (c.oracle and cell.scenario == "clean"))
 
 
 def suite(
@@ -120,7 +120,7 @@ def grid_of(seeds: Sequence[int]) -> list[Cell]:
 
 def _matching(patterns: Sequence[str], contenders: Sequence[Contender]) -> tuple[Contender, ...]:
     """Return the contenders whose name, as part of a file's name, fits one of the patterns."""
-    return tuple(each for each in contenders if any(fnmatch.fnmatch(each.slug, pattern) for pattern in patterns))
+    return tuple(c for c in contenders if any(fnmatch.fnmatch(c.slug, pattern) for pattern in patterns))
 
 
 def _grid(seed: int) -> list[Cell]:

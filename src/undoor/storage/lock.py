@@ -85,7 +85,9 @@ def _sweep(out: Path) -> None:
     _remove(path for path, name in _leftovers(out.parent) if name in names)
     if not out.is_dir() or any(out.glob(".*.lock")):
         return
-    for folder in (out, *(path for path in out.iterdir() if path.is_dir() and not path.is_symlink())):
+    folders = [path for path in out.glob("*/") if not path.is_symlink()]
+    folders += [path for folder in folders for path in folder.glob("*/") if not path.is_symlink()]
+    for folder in (out, *folders):
         if folder == out or not any(file.name.endswith(".lock") for file in folder.glob(".*")):
             _remove(path for path, _ in _leftovers(folder))
 

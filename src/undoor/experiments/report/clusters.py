@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from undoor.experiments.found import MIXED
-from undoor.experiments.report.results import MISSED, Results, frame, places
+from undoor.experiments.outcome import MIXED
+from undoor.experiments.report.results import MISSED, Results, frame, groups
 from undoor.experiments.report.tables import RATE_HEADINGS, marked, rates, shown, success, table, text
 
 SHOWN = ("CI", "CI, poster")
@@ -30,7 +30,7 @@ def is_variant_of_ci(cells: pd.DataFrame) -> "pd.Series[bool]":
 def missed(results: Results) -> str:
     """Return for every attacked cell why CI does not flag some poisoned images."""
     lines = []
-    for name, _, victims, cells in places(results, "single-source", "multiple-source"):
+    for name, _, victims, cells in groups(results, "single-source", "multiple-source"):
         for defense in SHOWN if len(cells) else ():
             rows = cells[cells["defense"] == defense]
             line = [name, success(victims), defense, *(shown(rows[column], 0) for column in ("count", "fn"))]
@@ -43,7 +43,7 @@ def missed(results: Results) -> str:
 def ablations(results: Results) -> str:
     """Return the variants of CI beside CI with the same seeds, and CI in cells whose originals were replaced."""
     lines, used = [], [frame([])]
-    for name, _, victims, cells in places(results):
+    for name, _, victims, cells in groups(results):
         seeds = cells.loc[is_variant_of_ci(cells) | ~cells["keep_originals"], "seed"]
         attacked = victims[victims["seed"].isin(seeds)]
         variants = cells[(is_variant_of_ci(cells) | cells["defense"].isin(SHOWN)) & cells["seed"].isin(seeds)]
@@ -60,7 +60,7 @@ def ablations(results: Results) -> str:
 def margins(results: Results) -> str:
     """Return the impurities of clean and poisoned clusters on both sides of the threshold."""
     lines = []
-    for name, _, victims, cells in places(results):
+    for name, _, victims, cells in groups(results):
         for defense in SHOWN if len(cells) else ():
             rows = cells[cells["defense"] == defense]
             line = [name, success(victims), defense, *(shown(rows[column], 3, len(victims)) for column in IMPURITIES)]

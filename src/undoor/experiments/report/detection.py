@@ -6,7 +6,7 @@ import pandas as pd
 
 from undoor.experiments.report.clusters import is_variant_of_ci
 from undoor.experiments.report.published import DENOMINATOR, Rates
-from undoor.experiments.report.results import Results, places
+from undoor.experiments.report.results import Results, groups
 from undoor.experiments.report.tables import (
     MISSING,
     RATE_HEADINGS,
@@ -37,13 +37,13 @@ def detection(
     results: Results, scenario: str, sizes: Sequence[float], published: Mapping[float, Mapping[str, Rates]]
 ) -> str:
     """Return the rates of the defenses that the paper compares, for every size, beside the published ones if given."""
-    place_of_size = {place.size: place for place in places(results, scenario, keep_originals=True)}
+    group_of_size = {group.size: group for group in groups(results, scenario, keep_originals=True)}
     header = ["size", "ASR", "defense", *RATE_HEADINGS]
     header += ["published TPR", "difference", "published FPR", "difference"] if published else []
     lines = []
     for size in sizes:
-        place = place_of_size.get(size)
-        victims, cells = (results.victims[:0], results.cells[:0]) if place is None else (place.victims, place.cells)
+        group = group_of_size.get(size)
+        victims, cells = (results.victims[:0], results.cells[:0]) if group is None else (group.victims, group.cells)
         for defense, method in COMPARED.items():
             rows = cells[cells["defense"] == defense]
             name = named(defense, oracle=defense.endswith("target class"))
@@ -72,7 +72,7 @@ def every_cell(results: Results) -> Iterator[str]:
     """Yield heading and table of every attacked cell, with one row a contender; the controls are always there."""
     header = ["defense", *RATE_HEADINGS, "AUROC", "AUROC, target class", "precision", "ASR before", "ASR after"]
     header += ["accuracy before", "accuracy after", "seconds"]
-    for name, size, victims, cells in places(results, "single-source", "multiple-source"):
+    for name, size, victims, cells in groups(results, "single-source", "multiple-source"):
         if victims.empty:
             continue
         lines, n = [], len(victims)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from undoor.experiments.report.results import WORKING, Results, is_poisoned, place_name, places, works
+from undoor.experiments.report.results import WORKING, Results, group_name, groups, is_poisoned, works
 from undoor.safe.images import open_image
 from undoor.storage.atomic import atomic
 
@@ -101,12 +101,14 @@ def _figures() -> Iterable[tuple[str, str, Draw]]:
             "The line is the median over seeds, the band goes from the lowest to the highest value.",
             partial(attack, scenario=scenario),
         )
-    for name, scenario in (("fig6-single-source", "single-source"), ("fig6", "multiple-source")):
+    for name, title, scenario in (
+        ("fig6-single-source", "The single-source counterpart of Fig. 6", "single-source"),
+        ("fig6", "Fig. 6", "multiple-source"),
+    ):
         yield (
             name,
-            f"{'Fig. 6' if name == 'fig6' else 'The single-source counterpart of Fig. 6'}: attack success rate and "
-            f"clean accuracy after retraining without what each defense flags, {scenario}. "
-            "Points of the same size are drawn side by side.",
+            f"{title}: attack success rate and clean accuracy after retraining without what each defense flags, "
+            f"{scenario}. Points of the same size are drawn side by side.",
             partial(retraining, scenario=scenario),
         )
     for scenario in ("single-source", "multiple-source"):
@@ -129,9 +131,7 @@ def trigger(results: Results) -> Figure | None:
     pictured = [victim for victim in results.victim_results if victim["pictures"]]
     if not pictured:
         return None
-    victim = min(
-        pictured, key=lambda each: (each["cell"]["scenario"] != "multiple-source", abs(each["cell"]["size"] - 0.25))
-    )
+    victim = min(pictured, key=lambda v: (v["cell"]["scenario"] != "multiple-source", abs(v["cell"]["size"] - 0.25)))
     pixel = victim["attack"]["trigger"]
     figure = Figure(figsize=(4.4, 2.4))
     titles = ("without the trigger", f"with the trigger, size {pixel['size']:.2f}")
@@ -226,8 +226,8 @@ def roc(results: Results, scenario: str) -> Figure | None:
 
 def _victims(results: Results, scenario: str) -> dict[float, pd.DataFrame]:
     """Return the victims of a scenario whose originals stay, by the size of the trigger."""
-    found = places(results, scenario, keep_originals=True)
-    return {place.size: place.victims for place in found if len(place.victims)}
+    of_scenario = groups(results, scenario, keep_originals=True)
+    return {group.size: group.victims for group in of_scenario if len(group.victims)}
 
 
 def _rate(victims: pd.DataFrame) -> str:
@@ -245,10 +245,10 @@ def _at_most(curve: list[list[float]], grid: np.ndarray[Any, Any]) -> np.ndarray
 
 def impurity(results: Results) -> Figure | None:
     """Draw the impurity of every cluster of CI in every cell, with the threshold."""
-    found = [result for result in results.cell_results if result["contender"] == "CI" and result["clusters"]]
-    if not found:
+    of_ci = [result for result in results.cell_results if result["contender"] == "CI" and result["clusters"]]
+    if not of_ci:
         return None
-    names = [place_name(result["cell"]) for result in found]
+    names = [group_name(result["cell"]) for result in of_ci]
     lines = list(dict.fromkeys(names))
     heights = np.array([lines.index(name) for name in names])
     figure = Figure(figsize=(WIDTH, 0.22 * len(lines) + 1.2))
@@ -258,19 +258,19 @@ def impurity(results: Results) -> Figure | None:
     ):  # fmt: skip
         points = [
             (max(cluster["impurity"], LEAST_IMPURITY), height)
-            for result, height in zip(found, heights, strict=True)
+            for result, height in zip(of_ci, heights, strict=True)
             for cluster in result["clusters"]
             if is_poisoned(cluster) == poisoned
         ]
         x, y = np.array(points).reshape(-1, 2).T
         edge: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.3}
         panel.plot(x, y, linestyle="", label=label, marker=marker, color=color, **edge)
-    thresholds = [result["threshold"] for result in found]
+    thresholds = [result["threshold"] for result in of_ci]
     panel.vlines(thresholds, heights - 0.4, heights + 0.4, color=BLACK, label="threshold")
     panel.set(xscale="log", xlabel="impurity (−log p, nats)", ylim=(len(lines) - 0.4, -0.6))
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
-    rates = {place.name: _rate(place.victims) for place in places(results)}
+    rates = {group.name: _rate(group.victims) for group in groups(results)}
     panel.set_yticks(range(len(lines)), [", ".join(filter(None, (name, rates.get(name)))) for name in lines])
     panel.grid(visible=False, axis="x")
     _legend_below(figure, panel)

@@ -43,7 +43,7 @@ def _line(rows: pd.DataFrame) -> list[str]:
     if attacked.empty:
         return []
     first = attacked.iloc[0]
-    found = attacked[attacked["detected"].fillna(value=False)]
+    detected = attacked[attacked["detected"].fillna(value=False)]
     flagging = attacked if first["moment"] == "before training" else rows
     after = [
         attacked[f"retrained_{name}"].combine_first(attacked[f"repaired_{name}"])
@@ -55,8 +55,8 @@ def _line(rows: pd.DataFrame) -> list[str]:
         first["moment"],
         text(first["defense"]) + control + (" **oracle**" if first["oracle"] else ""),
         text(first["needs"]),
-        how_many(len(found), attacked["detected"].notna().sum()),
-        how_many((found["classes_flagged"] == found["target"]).sum(), len(found)),
+        how_many(len(detected), attacked["detected"].notna().sum()),
+        how_many((detected["classes_flagged"] == detected["target"]).sum(), len(detected)),
         how_many(clean["detected"].sum(), clean["detected"].notna().sum()),
         shown(attacked["tpr"]),
         shown(flagging["fpr_all_classes"], 4),

@@ -12,7 +12,7 @@ from undoor.experiments.report.detection import detection, every_cell
 from undoor.experiments.report.html import render_bench
 from undoor.experiments.report.moments import EXPLAINED, inspections_table, moments_table
 from undoor.experiments.report.published import ORIGIN, TABLE_2
-from undoor.experiments.report.results import WORKING, Results, frame, places, read_results
+from undoor.experiments.report.results import WORKING, Results, frame, groups, read_results
 from undoor.experiments.report.tables import MISSING, UNSURE, text
 from undoor.experiments.report.victims import (
     NETWORKS_EXPLAINED,
@@ -154,5 +154,5 @@ def _sections(results: Results, suite: str, expected: Sequence[str]) -> Iterator
 def _sizes(results: Results, scenario: str, expected: Iterable[str]) -> list[float]:
     """Return the sizes of a scenario that have results or are expected."""
     matches = (re.fullmatch(rf"{scenario}-([0-9.]+)-s[0-9]+", name) for name in expected)
-    with_results = {place.size for place in places(results, scenario, keep_originals=True)}
+    with_results = {group.size for group in groups(results, scenario, keep_originals=True)}
     return sorted(with_results | {float(match[1]) for match in matches if match})

@@ -74,7 +74,7 @@ class Results:
     victim_results: list[Result]
 
 
-class Place(NamedTuple):
+class Group(NamedTuple):
     """The rows of cells that differ only in their seed."""
 
     name: str
@@ -210,8 +210,8 @@ def impurity_margin(clusters: list[Result]) -> Result:
     }
 
 
-def places(results: Results, *scenarios: str, keep_originals: bool | None = None) -> Iterator[Place]:
-    """Yield the places of these scenarios, by default of all, small triggers first.
+def groups(results: Results, *scenarios: str, keep_originals: bool | None = None) -> Iterator[Group]:
+    """Yield the groups of these scenarios, by default of all, small triggers first.
 
     ``keep_originals`` chooses among the cells whose originals stay and those whose originals were replaced.
     """
@@ -222,11 +222,11 @@ def places(results: Results, *scenarios: str, keep_originals: bool | None = None
                 for table in (results.victims, results.cells)
             )
             for size in sorted({*victims["size"], *cells["size"]}):
-                name = place_name({"scenario": scenario, "size": size, "keep_originals": keep})
-                yield Place(name, float(size), victims[victims["size"] == size], cells[cells["size"] == size])
+                name = group_name({"scenario": scenario, "size": size, "keep_originals": keep})
+                yield Group(name, float(size), victims[victims["size"] == size], cells[cells["size"] == size])
 
 
-def place_name(cell: Mapping[str, Any]) -> str:
+def group_name(cell: Mapping[str, Any]) -> str:
     """Return the name of a cell without its seed, such as ``multiple-source 0.25``."""
     if cell["scenario"] == "clean":
         return "clean"

@@ -19,13 +19,13 @@ RATES = {"tpr": 3, "fpr_target_class": 4, "fpr_all_classes": 4}
 RATE_HEADINGS = ("TPR", "FPR, target class", "FPR, all classes")
 
 
-def shown(values: "pd.Series[Any]", digits: int = 3, of: int | None = None) -> str:
+def shown(values: "pd.Series[Any]", digits: int = 3, seeds: int | None = None) -> str:
     """Return median (lowest–highest) as text; – if there is no value.
 
-    If there are fewer values than ``of``, or than the series is long, the number of seeds is added.
+    If there are fewer values than ``seeds``, by default the length of the series, their number is added.
     """
     present = values.dropna()
-    wanted = len(values) if of is None else of
+    wanted = len(values) if seeds is None else seeds
     if present.empty:
         return MISSING
     median = f"{present.median():.{digits}f}"
@@ -80,9 +80,9 @@ def caption(rows: pd.DataFrame) -> str:
     return text("; ".join(part for part in parts if part))
 
 
-def rates(rows: pd.DataFrame, of: int) -> list[str]:
+def rates(rows: pd.DataFrame, seeds: int) -> list[str]:
     """Return the rates of detection, ``RATES``, as text."""
-    return [shown(rows[name], digits, of) for name, digits in RATES.items()]
+    return [shown(rows[name], digits, seeds) for name, digits in RATES.items()]
 
 
 def success(victims: pd.DataFrame) -> str:

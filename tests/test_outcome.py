@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import plant
 from undoor.defenses.training_set import SpectralSignatures
-from undoor.experiments.found import mask_from_text, mask_to_text, missed_poisons, of_findings
+from undoor.experiments.outcome import mask_from_text, mask_to_text, missed_poisons, outcome_of
 from undoor.findings.findings import Findings
 from undoor.findings.provenance import Provenance
 from undoor.findings.tables import no_clusters
@@ -24,15 +24,15 @@ def test_a_mask_is_read_as_it_was_written(bits):
 def test_what_is_kept_is_counted_against_the_truth():
     planted = plant()
     findings = SpectralSignatures(classes=("class1",))(planted.evidence)
-    found = of_findings(findings, planted.poisoned)
-    mask = mask_from_text(found.mask, found.samples)
+    outcome = outcome_of(findings, planted.poisoned)
+    mask = mask_from_text(outcome.mask, outcome.samples)
     assert mask.tolist() == findings.flagged.tolist()
-    assert (found.flagged, found.detected, found.classes_flagged) == (mask.sum(), True, ("class1",))
-    assert found.truth["tp"] == (mask & planted.poisoned).sum()
-    assert sum(found.missed.values()) == found.truth["fn"]
-    assert found.roc[0] == [0.0, 0.0]
-    assert found.roc[-1] == [1.0, 1.0]
-    nothing = of_findings(findings, np.zeros(found.samples, bool))
+    assert (outcome.flagged, outcome.detected, outcome.classes_flagged) == (mask.sum(), True, ("class1",))
+    assert outcome.truth["tp"] == (mask & planted.poisoned).sum()
+    assert sum(outcome.missed.values()) == outcome.truth["fn"]
+    assert outcome.roc[0] == [0.0, 0.0]
+    assert outcome.roc[-1] == [1.0, 1.0]
+    nothing = outcome_of(findings, np.zeros(outcome.samples, bool))
     assert (nothing.roc, nothing.auroc_target_class, nothing.truth["tpr"]) == ([], None, None)
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from undoor.findings.findings import Findings
 from undoor.findings.metrics import DetectionCounts
 
-FOUND_VERSION = 1
+OUTCOME_VERSION = 1
 """Version of what is kept. Raise it when anything in this module, or how a contender is run, yields other values."""
 
 ROC_POINTS = 200
@@ -23,7 +23,7 @@ MIXED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Outcome:
     """What a contender found on a victim. A part that the contender does not yield is None.
 
     Args:
@@ -64,7 +64,7 @@ class Found:
     repair: Mapping[str, Any] | None = None
 
 
-def of_findings(findings: Findings, poisoned: NDArray[np.bool_]) -> Found:
+def outcome_of(findings: Findings, poisoned: NDArray[np.bool_]) -> Outcome:
     """Return what a defense before training found, counted against the truth, (N,) bool."""
     samples = findings.samples
     poisons = samples.assign(poisoned=poisoned).groupby(["label", "cluster"])["poisoned"].sum()
@@ -73,7 +73,7 @@ def of_findings(findings: Findings, poisoned: NDArray[np.bool_]) -> Found:
         for row in findings.clusters.to_dict("records")
     ]
     score, target = samples["score"].to_numpy(), samples["label"].isin(samples["label"][poisoned])
-    return Found(
+    return Outcome(
         defense=findings.provenance.defense,
         settings=findings.provenance.settings,
         seconds=round(sum(findings.provenance.seconds.values()), 3),
