@@ -1,5 +1,6 @@
 """A suite runs its cells through all stages, resumes, and keeps every result."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
@@ -17,12 +18,12 @@ from undoor.defenses.training_set.controls import RandomRemoval
 from undoor.errors import UndoorError
 from undoor.experiments import before_training, experiment, suites
 from undoor.experiments.before_training import CI, on_training_set
+from undoor.experiments.cell_results import measured_retraining, measured_victim, retrained_key, wanted_retraining
 from undoor.experiments.contenders import plain_settings
 from undoor.experiments.experiment import Experiment
 from undoor.experiments.outcome import mask_from_text
 from undoor.experiments.report.readme import write_report
 from undoor.experiments.runner import STAGES, Bench
-from undoor.experiments.steps import measured_retraining, measured_victim, retrained_key, wanted_retraining
 from undoor.experiments.store import Store
 from undoor.experiments.suites import ALL_CONTENDERS, suite
 from undoor.filters import Average, Median
@@ -100,6 +101,35 @@ def test_changing_a_defense_keeps_the_victim(finished, monkeypatch):
     assert Bench(make_suite(), store).run().finished  # and back
 
 
+def test_a_clone_repeats_detection_on_the_packed_networks_without_training(finished, tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    shutil.copytree(finished[0].root, clone)
+    write_report(Store(clone), "small", dpi=20)
+    shutil.rmtree(clone / "work")
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
+    store = Store(clone)
+    assert Bench(make_suite(), store).run().finished
+    assert results_without_times(store) == results_without_times(finished[0])
+    assert not list(clone.glob("work/*/*"))
+    changed = on_training_set(CI, ClusterImpurity, lambda _: ClusterImpurity(threshold=0.01, workers=1))
+    assert Bench(make_suite(contenders=(changed,)), store, ("victims", "findings")).run().finished
+    again = [result for result in store.all("findings").values() if result["contender"] == CI]
+    assert {result["threshold"] for result in again} == {0.01}
+
+
+def test_networks_of_an_older_layout_are_measured_without_training(finished, tmp_path, monkeypatch):
+    (tmp_path / "victims").mkdir()
+    for path in finished[0].root.glob("work/victims/*.safetensors"):
+        shutil.copy(path, tmp_path / "victims")
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
+    assert Bench(make_suite(), Store(tmp_path), ("victims",)).run().finished
+    measured, before = (
+        {key: victim["attack_success_rate"] for key, victim in store.all("victims").items()}
+        for store in (Store(tmp_path), finished[0])
+    )
+    assert measured == before
+
+
 def test_where_nothing_is_flagged_the_victim_is_the_retrained_network(finished):
     store, _ = finished
     nothing = {"flagged": 0}
@@ -117,13 +147,11 @@ def test_a_run_out_of_time_goes_on_to_the_same_results(finished, tmp_path):
     class KilledError(Exception):
         pass
 
-    calls = np.random.default_rng(0).integers(3, 40, 12).tolist()
-    for stop in calls:
-        left = [stop]
+    for calls in np.random.default_rng(0).integers(3, 40, 12).tolist():
+        remaining = iter(range(calls))
 
-        def count(_, __, left=left):
-            left[0] -= 1
-            if left[0] == 0:
+        def count(_, __, remaining=remaining):
+            if next(remaining, None) is None:
                 raise KilledError
 
         try:
@@ -142,12 +170,12 @@ def test_several_at_once_give_what_one_after_another_gives(finished, tmp_path):
 
 
 def test_stages_one_by_one_make_what_all_at_once_make(finished, tmp_path):
-    store, made = Store(tmp_path), []
+    store, counts = Store(tmp_path), []
     for stage in STAGES:
         board = Bench(make_suite(), store, (stage,)).run()
         assert board.finished
-        made.append({kind: len(content) for kind, content in results_without_times(store).items()})
-    assert made == [
+        counts.append({kind: len(content) for kind, content in results_without_times(store).items()})
+    assert counts == [
         {"victims": 2, "findings": 0, "retrained": 0},
         {"victims": 2, "findings": 7, "retrained": 0},
         {"victims": 2, "findings": 7, "retrained": 3},
@@ -181,9 +209,9 @@ def test_a_training_that_diverges_is_kept_and_ends_nothing_else(tmp_path, monkey
     assert [(name, p.victim, p.diverged, p.found) for name, p in board.cells.items()] == [
         ("multiple-source-0.40-s0", True, False, 4), ("clean-s0", False, True, 0)
     ]  # fmt: skip
-    (kept,) = store.all("diverged").values()
-    assert kept["name"] == "clean-s0"
-    assert kept["problem"].startswith("training 2 of 2: the loss is nan after epoch")
+    (diverged,) = store.all("diverged").values()
+    assert diverged["name"] == "clean-s0"
+    assert diverged["problem"].startswith("training 2 of 2: the loss is nan after epoch")
     monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     assert Bench(suite, store).run().finished  # and it is not tried again
     write_report(store, "small", dpi=20)
@@ -222,7 +250,7 @@ def test_the_budget_ends_a_defense_that_takes_minutes(tmp_path, monkeypatch):
 
 
 def test_without_package_metadata_a_cell_runs_to_its_end(tmp_path, monkeypatch):
-    # As where the sources lie on the path and nothing is installed.
+    # This is so if the sources are on the path and the package is not installed.
     real = provenance.version
 
     def version(name):
@@ -236,12 +264,12 @@ def test_without_package_metadata_a_cell_runs_to_its_end(tmp_path, monkeypatch):
 
 
 def test_only_contenders_that_are_named_are_run():
-    some = suite("quick", contenders=("ci", "ss*", "re"))
-    assert [contender.name for contender in some.contenders] == [
+    chosen = suite("quick", contenders=("ci", "ss*", "re"))
+    assert [contender.name for contender in chosen.contenders] == [
         CI, "SS", "SS, 85th percentile", "SS, target class", "SS, 1.5 ε of target class"
     ]  # fmt: skip
-    assert [contender.name for contender in some.examined] == ["RE"]
-    assert some.ablations == ()
+    assert [contender.name for contender in chosen.examined] == ["RE"]
+    assert chosen.ablations == ()
     assert suite("quick").contenders == before_training.CONTENDERS
     assert [contender.slug for contender in suite("quick", contenders=("ada-*",)).examined] == ["ada-density", "ada-kl"]
 

@@ -11,6 +11,7 @@ from helpers.cases import bright_case
 from helpers.made_results import add_examination, add_findings, add_victim
 from helpers.small_suite import CELLS, make_suite
 from undoor.attacks import OnePixel, triggered
+from undoor.experiments.cell_results import contender_result
 from undoor.experiments.cells import Cell
 from undoor.experiments.contenders import Contender
 from undoor.experiments.experiment import Experiment
@@ -20,7 +21,6 @@ from undoor.experiments.report.moments import HEADER, inspections, moments
 from undoor.experiments.report.readme import write_report
 from undoor.experiments.report.results import read_results
 from undoor.experiments.runner import Bench
-from undoor.experiments.steps import contender_result
 from undoor.experiments.store import Store
 
 

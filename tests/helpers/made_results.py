@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import numpy as np
 
+from undoor.experiments.cell_results import MEASUREMENT_VERSION, retrained_key
 from undoor.experiments.cells import Cell
 from undoor.experiments.contenders import EVIDENCE_VERSION, slug
 from undoor.experiments.outcome import OUTCOME_VERSION, Outcome, mask_to_text
-from undoor.experiments.steps import MEASUREMENT_VERSION, retrained_key
 from undoor.experiments.store import Store
 from undoor.safe.images import encode_png
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from undoor.experiments.steps import MEASUREMENT_VERSION
+from undoor.experiments.cell_results import MEASUREMENT_VERSION
 from undoor.experiments.store import Store
 from undoor.experiments.suites import ALL_CONTENDERS
 

@@ -9,10 +9,7 @@ from typing import Literal, TypeVar, get_args
 
 from undoor.engine import Engine, as_finished
 from undoor.errors import UndoorError
-from undoor.experiments.cells import Cell
-from undoor.experiments.contenders import Kind
-from undoor.experiments.experiment import Experiment
-from undoor.experiments.steps import (
+from undoor.experiments.cell_results import (
     contender_result,
     has_diverged,
     keep_divergence,
@@ -22,6 +19,9 @@ from undoor.experiments.steps import (
     stored_victim,
     wanted_retraining,
 )
+from undoor.experiments.cells import Cell
+from undoor.experiments.contenders import Kind
+from undoor.experiments.experiment import Experiment
 from undoor.experiments.store import Store
 from undoor.experiments.suites import Suite
 from undoor.networks.classifier import default_device

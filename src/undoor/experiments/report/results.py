@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from undoor.experiments.cell_results import retrained_key
 from undoor.experiments.packed import Result
-from undoor.experiments.steps import retrained_key
 from undoor.experiments.store import Store
 from undoor.experiments.suites import ALL_CONTENDERS
 

@@ -10,9 +10,8 @@ from undoor.experiments.report.tables import difference, how_many, named, shown,
 from undoor.experiments.store import Store
 
 NETWORKS_EXPLAINED = """\
-The networks of Table 2 and of the clean cell, with the first seed. Given again with this folder, the command that made
-these results repeats the detection on these networks without training them. `undoor scan` takes each of them as
-`--model`."""
+The networks of Table 2 and of the clean cell, with the first seed. When the command that made these results is given
+again with this folder, it uses these networks and does not train them. `undoor scan` takes each of them as `--model`."""
 
 
 def sizes_at_test_time(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""The steps of an experiment. Each returns its result from the store if it is there, and makes and keeps it if not.
+"""The results of one cell. Each is taken from the store if it is there, and made and kept if not.
 
 The victim is measured; every contender is run on the victim; the network is trained again without what a contender
 flagged, and measured.
