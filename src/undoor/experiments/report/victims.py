@@ -11,7 +11,8 @@ from undoor.experiments.store import Store
 
 NETWORKS_EXPLAINED = """\
 The networks of Table 2 and of the clean cell, with the first seed. When the command that made these results is given
-again with this folder, it uses these networks and does not train them. `undoor scan` takes each of them as `--model`."""
+again with this folder, it uses these networks and does not train them. `undoor scan` takes any of them as
+`--model`."""
 
 
 def sizes_at_test_time(results: Results) -> str:
