@@ -16,11 +16,12 @@ from scipy.stats import binomtest
 
 from studies.shared import ROOT, Column, Study, grouped_table, seeds_parser, share
 from tools.marked import write_marked
-from undoor.experiments.cells import slug
+from undoor.experiments.before_training import CI, CONTENDERS
+from undoor.experiments.contenders import slug
 from undoor.experiments.report.tables import markdown
 from undoor.experiments.runner import Bench, Board
 from undoor.experiments.store import Store
-from undoor.experiments.suites import CI, CONTENDERS, Suite, suite
+from undoor.experiments.suites import Suite, suite
 from undoor.networks.training import Step
 
 STUDY = Study(ROOT / "results" / "false-alarms")
@@ -51,8 +52,7 @@ def clean_suite(seeds: int) -> Suite:
         quick,
         cells=tuple(replace(cell, ablations=False) for cell in quick.cells),
         contenders=tuple(contender for contender in CONTENDERS if contender.name in DEFENSES),
-        examined=(),
-        examinations=tuple(examination for examination in quick.examinations if examination.name == INSPECTION),
+        examined=tuple(contender for contender in quick.examined if contender.name == INSPECTION),
     )
 
 
@@ -64,7 +64,7 @@ def stored(store: Store) -> Iterator[dict]:
         found = {name: store.read("findings", f"{key}-{slug(name)}") for name in DEFENSES}
         if None in found.values():
             continue
-        inspected = store.read("examined", f"{key}-{slug(INSPECTION)}")
+        inspected = store.read("examinations", f"{key}-{slug(INSPECTION)}")
         yield {
             "data": victim["data"],
             "network": victim["network"],
@@ -74,7 +74,7 @@ def stored(store: Store) -> Iterator[dict]:
             "clean_accuracy": victim["clean_accuracy"],
             "torch": victim["versions"]["torch"],
             "defenses": {name: condensed(findings) for name, findings in found.items()},
-            "inspected": inspected and {"backdoored": inspected["detected"], "p": inspected["p"]},
+            "inspected": inspected and {"backdoored": inspected["detected"], "p": inspected["inspection"]["p"]},
         }
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial, reduce
+from functools import reduce
 from operator import getitem
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from undoor.experiments.report.tables import markdown, shown
 from undoor.filters import Filter
 from undoor.findings.findings import Findings
 from undoor.findings.provenance import versions
+from undoor.mixtures.memory import remembered_clusterings
 from undoor.networks.classifier import Classifier
 from undoor.networks.recipes import recipe
 from undoor.networks.victims import fit_victim
@@ -136,11 +137,11 @@ def findings_by_filter(
     The clusters do not depend on the filter, so they are found once.
     """
     defense = ClusterImpurity(seed=seed, workers=1)
-    find = cache(partial(defense.cluster, evidence))
-    return {
-        name: replace(defense, filter_name=str(image_filter))(evidence, find).against(poisoned)
-        for name, image_filter in filters.items()
-    }
+    with remembered_clusterings():
+        return {
+            name: replace(defense, filter_name=str(image_filter))(evidence).against(poisoned)
+            for name, image_filter in filters.items()
+        }
 
 
 def rates(findings: Findings) -> dict[str, float]:

@@ -1,56 +1,40 @@
+"""A suite runs its cells through all stages, resumes, and keeps every result."""
+
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import undoor
-from conftest import QUICKLY, make_dataset
+from conftest import QUICKLY
+from helpers.cases import case_with_truth
+from helpers.small_suite import CELLS, QUICK_CI, make_suite, results_without_times
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
-from undoor.defenses.training_set.controls import PerfectRemoval, RandomRemoval
+from undoor.defenses.training_set.controls import RandomRemoval
 from undoor.errors import UndoorError
-from undoor.experiments import cells as cells_module
-from undoor.experiments import suites
-from undoor.experiments.cells import Cell, Experiment, Setting, retrained_key, slug
-from undoor.experiments.contenders import Contender, Known, plain_settings
+from undoor.experiments import before_training, experiment, suites
+from undoor.experiments.before_training import CI, on_training_set
+from undoor.experiments.cell_results import measured_retraining, measured_victim, retrained_key, wanted_retraining
+from undoor.experiments.contenders import plain_settings
+from undoor.experiments.experiment import Experiment
+from undoor.experiments.outcome import mask_from_text
 from undoor.experiments.report.readme import write_report
 from undoor.experiments.runner import STAGES, Bench
-from undoor.experiments.store import Store, unpack
-from undoor.experiments.suites import CI, CONTENDERS, EXRE, Suite, suite
+from undoor.experiments.store import Store
+from undoor.experiments.suites import ALL_CONTENDERS, suite
 from undoor.filters import Average, Median
 from undoor.findings import provenance
-from undoor.networks.recipes import PRESETS
-
-CELLS = (Cell("multiple-source", 0.4, ablations=True), Cell("clean"))
-TRIED = (
-    Contender(CI, lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), retrain=True),
-    Contender("median", lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), image_filter=Median(3)),
-    Contender("random removal", lambda known: RandomRemoval(7, known.seed), retrain=True),
-    Contender("perfect removal", lambda known: PerfectRemoval(known.poisoned), True, True),
-)
-
-
-def make_suite(cells=CELLS, contenders=TRIED, examinations=(), **changes):
-    setting = Setting(
-        "small", "bars", make_dataset(), make_dataset(seed=1), "class0", "class2", 10,
-        replace(PRESETS["fast"], epochs=3, batch_size=16), test_sizes=(0.2, 0.4),
-    )  # fmt: skip
-    return Suite(replace(setting, **changes), cells, contenders, (), (), examinations)
+from undoor.mixtures.sweep import MixtureSettings
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
     return store, Bench(make_suite(), store).run()
-
-
-def results(store):
-    """Return everything in the store but the times."""
-    return {
-        stage: {key: {k: v for k, v in one.items() if k != "seconds"} for key, one in store.all(stage).items()}
-        for stage in ("victims", "findings", "retrained")
-    }
 
 
 def only_load(jobs, **_):
@@ -69,12 +53,12 @@ def test_every_cell_and_contender_is_done(finished):
     assert len(store.all("findings")) == 7
     perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect removal" and f["attack"])
     assert (perfect["truth"]["tp"], perfect["truth"]["fp"], perfect["oracle"]) == (10, 0, True)
-    assert unpack(perfect["mask"], 70).tolist() == [False] * 60 + [True] * 10
+    assert mask_from_text(perfect["mask"], 70).tolist() == [False] * 60 + [True] * 10
     assert store.read("retrained", retrained_key(perfect))["kept"] == 60
 
 
 def test_what_is_measured_of_a_victim(finished):
-    victims = {one["name"]: one for one in finished[0].all("victims").values()}
+    victims = {victim["name"]: victim for victim in finished[0].all("victims").values()}
     attacked, clean = victims["multiple-source-0.40-s0"], victims["clean-s0"]
     assert set(attacked["attack_success_by_size"]) == {"0.20", "0.40"}
     assert attacked["attack_success_by_size"]["0.40"] == attacked["attack_success_rate"]
@@ -89,7 +73,7 @@ def test_the_perfect_removal_needs_no_training_beside_the_clean_victim(finished,
     perfect = next(f for f in store.all("findings").values() if f["contender"] == "perfect removal" and f["attack"])
     store.path("retrained", retrained_key(perfect)).unlink()
     assert Bench(make_suite(), store).run().finished
-    clean = next(one for one in store.all("victims").values() if one["name"] == "clean-s0")
+    clean = next(victim for victim in store.all("victims").values() if victim["name"] == "clean-s0")
     again = store.read("retrained", retrained_key(perfect))
     assert again["clean_accuracy"] == clean["clean_accuracy"]
     assert again["attack_success_rate"] is not None
@@ -97,50 +81,77 @@ def test_the_perfect_removal_needs_no_training_beside_the_clean_victim(finished,
 
 def test_nothing_is_computed_twice(finished, monkeypatch):
     store, _ = finished
-    before = results(store)
+    before = results_without_times(store)
     monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
-    monkeypatch.setattr(cells_module, "collect", None)
+    monkeypatch.setattr(experiment, "collect", None)
     assert Bench(make_suite(), store).run().finished
-    assert results(store) == before
+    assert results_without_times(store) == before
 
 
-def test_changing_a_defence_keeps_the_victim(finished, monkeypatch):
+def test_changing_a_defense_keeps_the_victim(finished, monkeypatch):
     store, _ = finished
     monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
-    changed = Contender(CI, lambda known: ClusterImpurity(threshold=0.01, seed=known.seed, workers=1))
-    before = results(store)
+    changed = on_training_set(CI, ClusterImpurity, lambda _: ClusterImpurity(threshold=0.01, workers=1))
+    before = results_without_times(store)
     assert Bench(make_suite(contenders=(changed,)), store).run().finished
-    after = results(store)
+    after = results_without_times(store)
     assert after["victims"] == before["victims"]
     assert {f["threshold"] for f in after["findings"].values() if f["contender"] == CI} == {0.01}
     assert len(after["findings"]) == len(before["findings"])
     assert Bench(make_suite(), store).run().finished  # and back
 
 
+def test_a_clone_repeats_detection_on_the_packed_networks_without_training(finished, tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    shutil.copytree(finished[0].root, clone)
+    write_report(Store(clone), "small", dpi=20)
+    shutil.rmtree(clone / "work")
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
+    store = Store(clone)
+    assert Bench(make_suite(), store).run().finished
+    assert results_without_times(store) == results_without_times(finished[0])
+    assert not list(clone.glob("work/*/*"))
+    changed = on_training_set(CI, ClusterImpurity, lambda _: ClusterImpurity(threshold=0.01, workers=1))
+    assert Bench(make_suite(contenders=(changed,)), store, ("victims", "findings")).run().finished
+    again = [result for result in store.all("findings").values() if result["contender"] == CI]
+    assert {result["threshold"] for result in again} == {0.01}
+
+
+def test_networks_of_an_older_layout_are_measured_without_training(finished, tmp_path, monkeypatch):
+    (tmp_path / "victims").mkdir()
+    for path in finished[0].root.glob("work/victims/*.safetensors"):
+        shutil.copy(path, tmp_path / "victims")
+    monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
+    assert Bench(make_suite(), Store(tmp_path), ("victims",)).run().finished
+    measured, before = (
+        {key: victim["attack_success_rate"] for key, victim in store.all("victims").items()}
+        for store in (Store(tmp_path), finished[0])
+    )
+    assert measured == before
+
+
 def test_where_nothing_is_flagged_the_victim_is_the_retrained_network(finished):
     store, _ = finished
     nothing = {"flagged": 0}
-    experiment = Experiment(CELLS[1], make_suite().setting, store)
-    assert experiment.retraining(nothing) == experiment.victim()
-    assert experiment.wanted_retraining(nothing) is None
+    clean = Experiment(CELLS[1], make_suite().setting, store)
+    assert measured_retraining(clean, nothing) == measured_victim(clean)
+    assert wanted_retraining(clean, nothing) is None
 
 
 def test_a_run_out_of_time_goes_on_to_the_same_results(finished, tmp_path):
     store = Store(tmp_path)
     board = Bench(make_suite(), store, budget=0.0).run()
     assert not board.finished
-    assert results(store) == {"victims": {}, "findings": {}, "retrained": {}}
+    assert results_without_times(store) == {"victims": {}, "findings": {}, "retrained": {}}
 
     class KilledError(Exception):
         pass
 
-    calls = np.random.default_rng(0).integers(3, 40, 12).tolist()
-    for stop in calls:
-        left = [stop]
+    for calls in np.random.default_rng(0).integers(3, 40, 12).tolist():
+        remaining = iter(range(calls))
 
-        def count(_, __, left=left):
-            left[0] -= 1
-            if left[0] == 0:
+        def count(_, __, remaining=remaining):
+            if next(remaining, None) is None:
                 raise KilledError
 
         try:
@@ -148,36 +159,36 @@ def test_a_run_out_of_time_goes_on_to_the_same_results(finished, tmp_path):
         except KilledError:
             assert not list(tmp_path.rglob("*.part"))
     assert Bench(make_suite(), store).run().finished
-    assert results(store) == results(finished[0])
+    assert results_without_times(store) == results_without_times(finished[0])
     assert not list(tmp_path.rglob("*.checkpoint"))
 
 
 def test_several_at_once_give_what_one_after_another_gives(finished, tmp_path):
     store = Store(tmp_path)
     assert Bench(make_suite(), store, together=3).run().finished
-    assert results(store) == results(finished[0])
+    assert results_without_times(store) == results_without_times(finished[0])
 
 
 def test_stages_one_by_one_make_what_all_at_once_make(finished, tmp_path):
-    store, made = Store(tmp_path), []
+    store, counts = Store(tmp_path), []
     for stage in STAGES:
         board = Bench(make_suite(), store, (stage,)).run()
         assert board.finished
-        made.append({kind: len(content) for kind, content in results(store).items()})
-    assert made == [
+        counts.append({kind: len(content) for kind, content in results_without_times(store).items()})
+    assert counts == [
         {"victims": 2, "findings": 0, "retrained": 0},
         {"victims": 2, "findings": 7, "retrained": 0},
         {"victims": 2, "findings": 7, "retrained": 3},
         {"victims": 2, "findings": 7, "retrained": 3},
     ]
-    assert results(store) == results(finished[0])
+    assert results_without_times(store) == results_without_times(finished[0])
 
 
 def test_a_stage_alone_makes_nothing_of_an_earlier_one(tmp_path, monkeypatch):
     monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     board = Bench(make_suite(), Store(tmp_path), ("findings", "retraining", "examinations")).run()
     assert not board.finished
-    assert results(Store(tmp_path)) == {"victims": {}, "findings": {}, "retrained": {}}
+    assert results_without_times(Store(tmp_path)) == {"victims": {}, "findings": {}, "retrained": {}}
     with pytest.raises(UndoorError, match="no stage 'training'; choose among victims, findings, retraining"):
         Bench(make_suite(), Store(tmp_path), ("training",))
 
@@ -198,9 +209,9 @@ def test_a_training_that_diverges_is_kept_and_ends_nothing_else(tmp_path, monkey
     assert [(name, p.victim, p.diverged, p.found) for name, p in board.cells.items()] == [
         ("multiple-source-0.40-s0", True, False, 4), ("clean-s0", False, True, 0)
     ]  # fmt: skip
-    (kept,) = store.all("diverged").values()
-    assert kept["name"] == "clean-s0"
-    assert kept["problem"].startswith("training 2 of 2: the loss is nan after epoch")
+    (diverged,) = store.all("diverged").values()
+    assert diverged["name"] == "clean-s0"
+    assert diverged["problem"].startswith("training 2 of 2: the loss is nan after epoch")
     monkeypatch.setattr("undoor.networks.victims.train_many", only_load)
     assert Bench(suite, store).run().finished  # and it is not tried again
     write_report(store, "small", dpi=20)
@@ -211,7 +222,9 @@ def test_a_training_that_diverges_is_kept_and_ends_nothing_else(tmp_path, monkey
 
 @dataclass(frozen=True)
 class Slow:
-    """A defence that takes a second of ``clock`` for each of a thousand pieces of work."""
+    """A defense that takes a second of ``clock`` for each of a thousand pieces of work."""
+
+    method_version: ClassVar[int] = 1
 
     check: Callable[..., None] = field(metadata={"data": True})
     clock: list[float] = field(metadata={"data": True})
@@ -223,21 +236,21 @@ class Slow:
         return RandomRemoval(7)(evidence)
 
 
-def test_the_budget_ends_a_defence_that_takes_minutes(tmp_path, monkeypatch):
+def test_the_budget_ends_a_defense_that_takes_minutes(tmp_path, monkeypatch):
     clock = [0.0]
-    slow = Contender("slow", lambda known: Slow(known.check, clock))
-    suite = make_suite(cells=CELLS[1:], contenders=(*TRIED[:1], slow))
+    slow = on_training_set("slow", Slow, lambda case: Slow(case.check, clock))
+    suite = make_suite(cells=CELLS[1:], contenders=(QUICK_CI, slow))
     Bench(suite, Store(tmp_path), ("victims",)).run()
     monkeypatch.setattr("undoor.experiments.runner.time.monotonic", lambda: clock[0])
     board = Bench(suite, Store(tmp_path), ("findings",), budget=30.0).run()
     assert clock[0] == 31
     assert not board.finished
-    assert [found["contender"] for found in Store(tmp_path).all("findings").values()] == [CI]
+    assert [result["contender"] for result in Store(tmp_path).all("findings").values()] == [CI]
     assert Bench(suite, Store(tmp_path), ("findings",)).run().finished
 
 
 def test_without_package_metadata_a_cell_runs_to_its_end(tmp_path, monkeypatch):
-    # As where the sources lie on the path and nothing is installed.
+    # This is so if the sources are on the path and the package is not installed.
     real = provenance.version
 
     def version(name):
@@ -247,36 +260,37 @@ def test_without_package_metadata_a_cell_runs_to_its_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr(provenance, "version", version)
     assert Bench(make_suite(cells=CELLS[1:]), Store(tmp_path)).run().finished
-    assert {one["versions"]["undoor"] for one in Store(tmp_path).all("findings").values()} == {undoor.__version__}
+    assert {result["versions"]["undoor"] for result in Store(tmp_path).all("findings").values()} == {undoor.__version__}
 
 
-def test_only_contenders_that_are_named_compete():
-    some = suite("quick", contenders=("ci", "ss*", "re"))
-    assert [c.name for c in some.contenders] == [
+def test_only_contenders_that_are_named_are_run():
+    chosen = suite("quick", contenders=("ci", "ss*", "re"))
+    assert [contender.name for contender in chosen.contenders] == [
         CI, "SS", "SS, 85th percentile", "SS, target class", "SS, 1.5 ε of target class"
     ]  # fmt: skip
-    assert [c.name for c in some.examined] == ["RE"]
-    assert some.ablations == ()
-    assert suite("quick").contenders == CONTENDERS
+    assert [contender.name for contender in chosen.examined] == ["RE"]
+    assert chosen.ablations == ()
+    assert suite("quick").contenders == before_training.CONTENDERS
+    assert [contender.slug for contender in suite("quick", contenders=("ada-*",)).examined] == ["ada-density", "ada-kl"]
 
 
-def test_the_estimate_is_of_the_trainings_left(tmp_path):
+def test_the_estimate_is_of_the_trainings_that_remain(tmp_path):
     seen = []
-    Bench(make_suite(), Store(tmp_path), on_change=lambda board, _: seen.append(board.seconds_left)).run()
+    board = Bench(make_suite(), Store(tmp_path), on_change=lambda board, _: seen.append(board.seconds_left)).run()
     assert seen[0] is None
-    assert all(s >= 0 for s in seen if s is not None)
-    assert any(s for s in seen if s is not None)
+    assert next(seconds for seconds in seen if seconds is not None) > 0
+    assert board.seconds_left == 0
 
 
 def test_one_pass_serves_all_filters(tmp_path, monkeypatch):
     passes = []
-    real = cells_module.collect
+    real = experiment.collect
 
     def collect(classifier, data, filters):
         passes.append(sorted(map(str, filters)))
         return real(classifier, data, filters)
 
-    monkeypatch.setattr(cells_module, "collect", collect)
+    monkeypatch.setattr(experiment, "collect", collect)
     Bench(make_suite(cells=CELLS[:1]), Store(tmp_path), ("victims", "findings")).run()
     assert passes == [sorted([str(Average()), str(Median(3))])]
 
@@ -291,32 +305,56 @@ def test_originals_may_be_replaced():
     assert replaced.cell.name == "multiple-source-0.40-replaced-s0"
 
 
-def known(poisoned, target="class2"):
-    labels = np.repeat(np.arange(3), 20)
-    return Known(0, poisoned, labels, target, lambda kept: labels, None, np.zeros((60, 1, 8, 8), np.uint8), {CI: 5})
+FIRST, SECOND = case_with_truth(np.arange(60) >= 50), case_with_truth(np.arange(60) < 30, target="class0")
 
 
-@pytest.mark.parametrize(
-    "contender", [c for c in (*CONTENDERS, *suites.ABLATIONS, suites.RE, EXRE) if not c.oracle], ids=lambda c: c.name
-)
-def test_only_oracle_settings_depend_on_the_truth(contender):
-    first = known(np.arange(60) >= 50)
-    second = known(np.arange(60) < 30, target="class0")
-    one, other = (plain_settings(contender.build(k)) for k in (first, second))
-    assert one == other
+@pytest.mark.parametrize("contender", ALL_CONTENDERS, ids=lambda contender: contender.slug)
+def test_only_oracles_depend_on_the_truth(contender):
+    first, second = (plain_settings(contender.build(case)) for case in (FIRST, SECOND))
+    assert contender.oracle == (first != second)
 
 
-def test_oracle_settings_are_marked():
-    marked = {c.name for c in CONTENDERS if c.oracle}
-    first, second = known(np.arange(60) >= 50), known(np.arange(60) < 30, target="class0")
-    differ = {c.name for c in CONTENDERS if plain_settings(c.build(first)) != plain_settings(c.build(second))}
-    assert marked == differ
+@pytest.mark.parametrize("contender", ALL_CONTENDERS, ids=lambda contender: contender.slug)
+def test_the_version_of_a_contender_is_that_of_the_method_it_builds(contender):
+    assert type(contender.build(FIRST)) is contender.method
+    assert contender.versions["method_version"] == contender.build(FIRST).method_version >= 1
+
+
+def test_a_result_depends_on_name_version_settings_victim_and_filter(monkeypatch):
+    named = QUICK_CI.depends(FIRST, "victim")
+    others = [
+        replace(QUICK_CI, name="other").depends(FIRST, "victim"),
+        replace(QUICK_CI, build=lambda _: ClusterImpurity(threshold=0.2, **QUICKLY)).depends(FIRST, "victim"),
+        replace(QUICK_CI, build=lambda _: ClusterImpurity(mixture=MixtureSettings())).depends(FIRST, "victim"),
+        replace(QUICK_CI, image_filter=Median(3)).depends(FIRST, "victim"),
+        QUICK_CI.depends(FIRST, "other victim"),
+    ]
+    same = replace(QUICK_CI, build=lambda _: ClusterImpurity(**{**QUICKLY, "workers": 2}))
+    assert same.depends(FIRST, "victim") == named
+    monkeypatch.setattr(ClusterImpurity, "method_version", ClusterImpurity.method_version + 1)
+    others.append(QUICK_CI.depends(FIRST, "victim"))
+    assert len({named, *others}) == 1 + len(others)
 
 
 def test_names_are_distinct_and_fit_a_file():
-    names = [slug(c.name) for c in (*CONTENDERS, *suites.ABLATIONS, suites.RE, EXRE)]
+    names = [contender.slug for contender in ALL_CONTENDERS]
     assert len(set(names)) == len(names)
     assert all(name.isascii() and " " not in name for name in names)
+
+
+def test_a_control_names_its_defense():
+    names = {contender.name for contender in ALL_CONTENDERS}
+    controls = {contender.name: contender.control_of for contender in ALL_CONTENDERS if contender.control_of}
+    assert set(controls.values()) <= names
+    assert set(controls) == {
+        "random removal", "perfect removal", "random direction", "random pruning", "maximum softmax"
+    }  # fmt: skip
+
+
+def test_the_key_of_a_victim_stays_what_it_was():
+    # Networks that were trained long ago are found by this key.
+    chosen = suite("quick", cells="single-source-0.25-s0")
+    assert Experiment(chosen.cells[0], chosen.setting, None).victim_key == "44e638e5af49e9d0e261"
 
 
 def test_the_grid_is_the_papers():
@@ -328,7 +366,7 @@ def test_the_grid_is_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("fast", {}, "no suite 'fast'; choose quick or paper"),
         ("paper", {}, "needs CIFAR-10; give --data"),
@@ -342,6 +380,6 @@ def test_the_grid_is_the_papers():
         ),
     ],
 )
-def test_what_a_suite_cannot_be(name, options, told):
-    with pytest.raises(UndoorError, match=told):
+def test_what_a_suite_cannot_be(name, options, message):
+    with pytest.raises(UndoorError, match=message):
         suite(name, **options)

@@ -5,20 +5,22 @@ import sys
 import threading
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from conftest import QUICKLY, plant
-from helpers.small_suite import CONTENDERS, make_suite, results_without_times
+from helpers.small_suite import QUICK_CI, make_suite, results_without_times
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import RandomRemoval
 from undoor.engine import Engine, as_finished, map_items, one_thread
 from undoor.errors import UndoorError
 from undoor.evidence.collect import collect
-from undoor.experiments.contenders import Contender
+from undoor.experiments.before_training import on_training_set
 from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
 from undoor.filters import Average
@@ -267,23 +269,28 @@ def test_a_node_that_dies_in_a_pass_costs_only_what_ran_there(doomed, network, t
             np.testing.assert_array_equal(outputs, expected_outputs.numpy())
 
 
-def hang_on_doomed_node(evidence, folder, doomed):
-    """Flag three images at random, but hang on the doomed node. Other nodes wait until it is dead."""
-    if node_id() == doomed:
-        Path(folder, "hangs").touch()
-        time.sleep(600)
-    wait_for(Path(folder, "killed").exists)
-    return RandomRemoval(3)(evidence)
+@dataclass(frozen=True)
+class Hanging:
+    """A defense that flags three images at random. On the doomed node it hangs; other nodes wait until that is dead."""
+
+    method_version: ClassVar[int] = 1
+
+    folder: str
+    doomed: str
+
+    def __call__(self, evidence):
+        if node_id() == self.doomed:
+            Path(self.folder, "hangs").touch()
+            time.sleep(600)
+        wait_for(Path(self.folder, "killed").exists)
+        return RandomRemoval(3)(evidence)
 
 
 def contents(store):
     """Return the results in a store without their times and their hardware."""
     return {
-        kind: {
-            key: {name: value for name, value in result.items() if name != "hardware"}
-            for key, result in results.items()
-        }
-        for kind, results in results_without_times(store).items()
+        kind: {key: {k: v for k, v in result.items() if k != "hardware"} for key, result in kept.items()}
+        for kind, kept in results_without_times(store).items()
     }
 
 
@@ -304,21 +311,19 @@ def test_a_suite_gives_the_same_results_on_every_engine(kind, request, tmp_path)
 def test_a_node_that_dies_in_a_suite_costs_only_what_ran_there(doomed, tmp_path):
     name, kill = doomed
     store = Store(tmp_path / "store")
-    waiting = Contender(
-        "waits", lambda _: partial(hang_on_doomed_node, folder=str(tmp_path), doomed=name), retrain=True
-    )
+    waiting = on_training_set("waits", Hanging, lambda _: Hanging(str(tmp_path), name), retrain=True)
     victims = {}
 
     def kill_when_both_victims_are_stored():
         wait_for((tmp_path / "hangs").exists)
         wait_for(lambda: len(store.all("victims")) == 2)
-        victims.update({path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "victims").iterdir()})
+        victims.update({path: path.stat().st_mtime_ns for path in (store.root / "work" / "victims").iterdir()})
         kill()
         (tmp_path / "killed").touch()
 
     killer = threading.Thread(target=kill_when_both_victims_are_stored)
     killer.start()
-    board = Bench(make_suite(contenders=(CONTENDERS[0], waiting)), store, engine=Engine("ray")).run()
+    board = Bench(make_suite(contenders=(QUICK_CI, waiting)), store, engine=Engine("ray")).run()
     killer.join()
     assert board.finished
     assert {path: path.stat().st_mtime_ns for path in victims} == victims

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from conftest import QUICKLY, make_dataset, plant
+from helpers.small_suite import QUICK_CI
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.experiments.cells import Cell, Setting
-from undoor.experiments.contenders import Contender
 from undoor.experiments.runner import Bench
 from undoor.experiments.store import Store
-from undoor.experiments.suites import CI, Suite
+from undoor.experiments.suites import Suite
 from undoor.networks.jobs import Job, initial_network, new_training
 from undoor.networks.recipes import PRESETS
 from undoor.networks.training import train, train_many
@@ -165,8 +165,7 @@ def test_a_cell_of_a_bench_runs_from_its_training_to_its_findings(tmp_path):
     setting = Setting(
         "small", "bars", make_dataset(), make_dataset(seed=1), "class0", "class2", 10, FAST, test_sizes=(0.2, 0.4)
     )
-    contender = Contender(CI, lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), retrain=True)
-    suite = Suite(setting, (Cell("multiple-source", 0.4), Cell("clean")), (contender,), (), (), ())
+    suite = Suite(setting, (Cell("multiple-source", 0.4), Cell("clean")), (QUICK_CI,), (), ())
     store = Store(tmp_path)
     assert Bench(suite, store, budget=300.0).run().finished
     assert {len(store.all(stage)) for stage in ("victims", "findings")} == {2}

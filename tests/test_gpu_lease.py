@@ -22,28 +22,28 @@ def unpacked(out, into):
 def test_what_is_new_in_a_store_is_copied_whole(tmp_path):
     store, out = tmp_path / "store", tmp_path / "out"
     out.mkdir()
-    fill(store / "victims/old.safetensors", b"of an earlier run")
+    fill(store / "work/victims/old.safetensors", b"of an earlier run")
     packed = Packed(store, out)
     packed.copy()
     assert not list(out.iterdir())
     keys = [f"{k:02}" for k in range(2 * NETWORKS_A_PART + 1)]
     for key in keys:
-        fill(store / f"victims/{key}.checkpoint", key.encode())
-    fill(store / "victims/.00.safetensors.1234abcd.part", b"half")
+        fill(store / f"work/victims/{key}.checkpoint", key.encode())
+    fill(store / "work/victims/.00.safetensors.1234abcd.part", b"half")
     packed.copy()
     first = unpacked(out, tmp_path / "first")
-    assert first == {f"victims/{key}.checkpoint": key.encode() for key in keys}
+    assert first == {f"work/victims/{key}.checkpoint": key.encode() for key in keys}
     assert len(list(out.iterdir())) == 3
 
     # The first network is finished. It stays in its tar file, and no other tar file is written again.
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    (store / "victims/00.checkpoint").unlink()
-    fill(store / "victims/00.safetensors", b"whole")
-    fill(store / "victims/00.json", b"{}")
+    (store / "work/victims/00.checkpoint").unlink()
+    fill(store / "work/victims/00.safetensors", b"whole")
+    fill(store / "work/victims/00.json", b"{}")
     packed.copy()
     again = unpacked(out, tmp_path / "again")
-    expected = {f"victims/{key}.checkpoint": key.encode() for key in keys[1:]}
-    assert again == {**expected, "victims/00.safetensors": b"whole", "victims/00.json": b"{}"}
+    expected = {f"work/victims/{key}.checkpoint": key.encode() for key in keys[1:]}
+    assert again == {**expected, "work/victims/00.safetensors": b"whole", "work/victims/00.json": b"{}"}
     unchanged = [path.name for path, changed in before.items() if path.stat().st_mtime_ns == changed]
     assert sorted(unchanged) == ["store-2.tar", "store-3.tar"]
     assert not list(out.glob("*.part"))

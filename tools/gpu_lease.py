@@ -200,7 +200,7 @@ class Packed:
 
     def _files(self) -> list[Path]:
         stages = ("victims", "retrained", "diverged", "cache")
-        files = [path for stage in stages for path in (self._store / stage).glob("*")]
+        files = [path for stage in stages for path in (self._store / "work" / stage).glob("*")]
         suffixes = (".safetensors", ".checkpoint", ".json")
         return sorted(path for path in files if path.suffix in suffixes and not path.name.startswith("."))
 

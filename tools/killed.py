@@ -43,6 +43,7 @@ from undoor.data.dataset import Dataset
 from undoor.data.readers import read
 from undoor.data.readers.parquet import write_parquet
 from undoor.experiments.report.tables import markdown
+from undoor.experiments.store import KINDS
 from undoor.findings.provenance import versions
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +64,10 @@ STAGES = {
     "training": r"networks/(training|steps|victims)\.py",
     "pass over the images": r"evidence/|networks/classifier\.py",
     "defenses": r"mixtures/|defenses/",
-    "measuring": r"experiments/(measure|condensed)\.py",
-    "report": r"report/",
+    "measuring": r"experiments/(measure|outcome)\.py",
+    "report": r"findings/maps\.py|report/",
     "tables and figures": r"experiments/report/",
-    "writing": r"storage/|checkpoint\.py|experiments/store\.py|shards\.py keep|parquet\.py (write|hub)|"
+    "writing": r"storage/|checkpoint\.py|experiments/(store|packed)\.py|shards\.py keep|parquet\.py (write|hub)|"
     r"images\.py encode",
 }
 """The stages of a run, each with a pattern of "FILE FUNCTION".
@@ -165,7 +166,7 @@ def content(path: Path) -> object:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields.pop("seconds", None)
         return json.dumps(fields)
-    if path.name == "cells.parquet":
+    if path.name in ("cells.parquet", *(f"{kind}.parquet" for kind in KINDS)):
         table = pd.read_parquet(path)
         return table.drop(columns=[name for name in table if "seconds" in name]).to_json()
     if path.name == "report.html":

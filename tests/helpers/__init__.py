@@ -1,1 +1,1 @@
-"""What several test files need; each module is named after what it makes."""
+"""What several test files share, in modules that are named after what they make."""

@@ -1,18 +1,17 @@
 """Makes results of every kind, and the page of each."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from conftest import make_dataset
+from helpers.made_results import rich_store
 from undoor.defenses.post_training import Descent, FinePruning, ReverseEngineering
 from undoor.defenses.test_time import Ada
 from undoor.experiments.report.html import render_bench
-from undoor.experiments.report.tables import read_results
-from undoor.experiments.store import Store
+from undoor.experiments.report.results import read_results
 from undoor.networks.classifier import Classifier
 from undoor.networks.weights import Architecture
 from undoor.report.guard import render_checked
@@ -20,7 +19,6 @@ from undoor.report.inspection import render_inspection, write_inspection
 from undoor.report.pruned import write_pruned
 
 NAMES = ("<script>alert(1)</script>", "class'1\"", "Möwe")
-QUICK = Path(__file__).parents[2] / "results" / "quick"
 KINDS = ("clean inspection", "inspection", "check", "pruning", "bench")
 
 
@@ -57,12 +55,12 @@ def cases(network, tmp_path_factory):
     pruned = FinePruning(epochs=1, learning_rate=1e-4)(classifier, clean)
     write_pruned(pruned, folder / "repaired.safetensors", Architecture("small-cnn", clean.images.shape[1:], NAMES, {}))
 
-    bench = read_results(Store(QUICK), "quick")
-    figures = [(path.stem, f"Figure {path.stem}.") for path in sorted((QUICK / "figures").glob("*.png"))]
+    bench = read_results(rich_store(folder / "bench"), "paper")
+    (folder / "figure.png").write_bytes((folder / "repaired-curve.png").read_bytes())
     return {
         "clean inspection": Case(inspection, (folder / "inspection" / "report.html").read_text("utf-8")),
         "inspection": Case(backdoored, render_inspection(backdoored)),
         "check": Case(checked, render_checked(guard, checked, queries, ids)),
         "pruning": Case(pruned, (folder / "repaired.html").read_text("utf-8")),
-        "bench": Case(bench, render_bench("quick", bench, "All is done.", figures, QUICK / "figures")),
+        "bench": Case(bench, render_bench("paper", bench, "All is done.", [("figure", "A figure.")], folder)),
     }

@@ -5,27 +5,32 @@ from dataclasses import replace
 from conftest import QUICKLY, make_dataset
 from undoor.defenses.training_set.cluster_impurity import ClusterImpurity
 from undoor.defenses.training_set.controls import PerfectRemoval, RandomRemoval
+from undoor.experiments.before_training import CI, on_training_set
 from undoor.experiments.cells import Cell, Setting
-from undoor.experiments.contenders import Contender
-from undoor.experiments.suites import CI, Suite
+from undoor.experiments.suites import Suite
 from undoor.filters import Median
 from undoor.networks.recipes import PRESETS
 
 CELLS = (Cell("multiple-source", 0.4, ablations=True), Cell("clean"))
+QUICK_CI = on_training_set(CI, ClusterImpurity, lambda case: ClusterImpurity(seed=case.seed, **QUICKLY), retrain=True)
 CONTENDERS = (
-    Contender(CI, lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), retrain=True),
-    Contender("median", lambda known: ClusterImpurity(seed=known.seed, **QUICKLY), image_filter=Median(3)),
-    Contender("random removal", lambda known: RandomRemoval(7, known.seed), retrain=True),
-    Contender("perfect removal", lambda known: PerfectRemoval(known.poisoned), True, True),
+    QUICK_CI,
+    on_training_set(
+        "median", ClusterImpurity, lambda case: ClusterImpurity(seed=case.seed, **QUICKLY), image_filter=Median(3)
+    ),
+    on_training_set("random removal", RandomRemoval, lambda case: RandomRemoval(7, case.seed), retrain=True),
+    on_training_set(
+        "perfect removal", PerfectRemoval, lambda case: PerfectRemoval(case.poisoned), oracle=True, retrain=True
+    ),
 )
 
 
-def make_suite(cells=CELLS, contenders=CONTENDERS, examinations=(), **changes):
+def make_suite(cells=CELLS, contenders=CONTENDERS, examined=(), **changes):
     setting = Setting(
         "small", "bars", make_dataset(), make_dataset(seed=1), "class0", "class2", 10,
         replace(PRESETS["fast"], epochs=3, batch_size=16), test_sizes=(0.2, 0.4),
     )  # fmt: skip
-    return Suite(replace(setting, **changes), cells, contenders, (), (), examinations)
+    return Suite(replace(setting, **changes), cells, contenders, (), examined)
 
 
 def results_without_times(store):

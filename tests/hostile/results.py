@@ -234,7 +234,7 @@ def stored(content: str | None):
     """Return the function of a case: it writes a result with this content, or a pipe instead of it."""
 
     def make(root: Path) -> tuple[str, ...]:
-        folder = root / "store" / "victims"
+        folder = root / "store" / "work" / "victims"
         folder.mkdir(parents=True)
         if content is None:
             pipe(folder / "a.json")

@@ -1,4 +1,4 @@
-"""The whole way on the embedded data: plant, train, scan, remove, retrain."""
+"""The demonstration on the embedded digits: poison, train, scan, remove what is flagged, train again."""
 
 import json
 import time
@@ -26,11 +26,21 @@ from undoor.storage.atomic import write_text
 
 EPOCHS = 10
 COUNT, SIZE, SOURCE, TARGET = 300, 0.4, "7", "0"
+"""The attack: number of poisoned images, size of the trigger, source class and target class."""
 
 
 @dataclass(frozen=True, eq=False)
 class Demo:
-    """What the demonstration showed: the attack, the findings, and the network before and after."""
+    """The result of the demonstration.
+
+    Args:
+        attack: the attack.
+        before: clean accuracy and attack success rate of the victim.
+        after: the same of the network that was trained without what was flagged.
+        findings: the findings, with their hits and false alarms.
+        seconds: how long each stage took.
+
+    """
 
     attack: Attack
     before: Success
@@ -59,14 +69,14 @@ def demo(
     on_step: Callable[[str, Step], None] = lambda *_: None,
     on_count: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Demo:
-    """Poison the digits, 7 → 0, train on them, scan, remove what is flagged, and retrain.
+    """Poison the digits, 7 → 0, train on them, scan, remove what is flagged, and train again.
 
     Args:
-        out: writes ``out/findings/`` and ``out/demo.json`` if given.
-        seed: of everything that is random.
-        overwrite: earlier results in ``out``.
-        on_step: told the name of the stage, train or retrain, and each training step.
-        on_count: told the name of another stage, and how many of how many are done in it.
+        out: the folder in which ``findings/`` and ``demo.json`` are written; None writes nothing.
+        seed: seed of everything that is random.
+        overwrite: whether earlier results in ``out`` are replaced.
+        on_step: is called after every training step with the name of the stage, "train" or "retrain", and the step.
+        on_count: is called in the other stages with the name of the stage, how many items are done, and of how many.
 
     """
     if out is not None:

@@ -14,7 +14,7 @@ from undoor.networks.classifier import BATCH_SIZE, Classifier
 
 
 class Success(TypedDict):
-    """Shares of test images: clean ones classified as labelled, triggered ones classified as the target."""
+    """Share of clean test images decided as labelled, and share of triggered ones decided as the target class."""
 
     clean_accuracy: float
     attack_success_rate: float | None
@@ -26,9 +26,10 @@ def measure(
     attack: Attack | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Success:
-    """Return clean accuracy on ``test`` and, given an attack, its success on the source classes' images.
+    """Return the clean accuracy on test images and the attack success rate on those of the source classes.
 
-    ``on_image`` is told how many of how many images are decided.
+    Without an attack the attack success rate is None. ``on_image`` is called with the number of images that are
+    decided and the number of all.
     """
     classifier = model if isinstance(model, Classifier) else Classifier(model)
     sets = [test.images] if attack is None else [test.images, triggered(test, attack).images]
@@ -37,7 +38,7 @@ def measure(
     def decide(images: NDArray[np.uint8]) -> NDArray[np.int64]:
         nonlocal done
         parts = []
-        for start in range(0, len(images), 8 * BATCH_SIZE):  # a few seconds of a large network
+        for start in range(0, len(images), 8 * BATCH_SIZE):  # Several batches take a large network a few seconds.
             parts.append(classifier.decide(images[start : start + 8 * BATCH_SIZE]))
             done += len(parts[-1])
             if on_image is not None:

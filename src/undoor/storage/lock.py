@@ -83,7 +83,9 @@ def _remove_leftovers(out: Path) -> None:
     leftovers = [path for path, name in _leftovers(out.parent).items() if name in names]
     if out.is_dir() and not any(out.glob(".*.lock")):  # the pattern does not match ".lock", the lock of this run
         leftovers += _leftovers(out)
-        for folder in (path for path in out.iterdir() if path.is_dir() and not path.is_symlink()):
+        folders = [path for path in out.glob("*/") if not path.is_symlink()]
+        folders += [path for folder in folders for path in folder.glob("*/") if not path.is_symlink()]
+        for folder in folders:
             if not any(file.name.endswith(".lock") for file in folder.glob(".*")):
                 leftovers += _leftovers(folder)
     for path in leftovers:

@@ -1,1 +1,1 @@
-"""Tables, figures and pages of what a store holds."""
+"""Tables, figures and pages that are generated from the results in a store."""

@@ -1,12 +1,12 @@
-"""What a store holds of a suite, as one HTML file."""
+"""The page of a suite: one HTML file with its tables and figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from undoor.experiments.report.moments import inspections, moments
-from undoor.experiments.report.tables import Results
+from undoor.experiments.report.moments import HEADER, INSPECTION_HEADER, inspections, moments
+from undoor.experiments.report.results import Results
 from undoor.report.result import render_result
 
 CELL_COLUMNS = (
@@ -17,39 +17,39 @@ VICTIM_COLUMNS = ("cell", "sources", "target", "count", "clean_accuracy", "attac
 
 
 def render_bench(
-    suite: str, every: Sequence[Results], told: str, figures: Sequence[tuple[str, str]], folder: Path
+    suite: str, settings: Sequence[Results], progress: str, figures: Sequence[tuple[str, str]], folder: Path
 ) -> str:
-    """Return victims, findings and figures of a suite as one page, with a table that can be sorted and sifted.
+    """Return victims, findings and figures of a suite as one page, whose tables can be sorted and searched.
 
     Args:
-        suite: its name.
-        every: the results, one for each setting.
-        told: how much is done.
-        figures: name and caption of each; ``folder`` holds them as NAME.png.
-        folder: of the figures.
+        suite: name of the suite.
+        settings: the results, one for each setting.
+        progress: a sentence that says how much of the suite is done.
+        figures: name and caption of every figure.
+        folder: the folder of the figures, which are read from ``NAME.png``.
 
     """
     tables: dict[str, pd.DataFrame] = {}
-    for results in every:
-        setting = f" · {results.setting}"
-        tables[f"Every defence in every cell{setting}"] = results.cells[list(CELL_COLUMNS)]
-        tables[f"Victims{setting}"] = results.victims[list(VICTIM_COLUMNS)]
-        for caption, (header, lines) in (
-            ("Other moments: what each defence needs, finds and costs", moments(results)),
-            ("Inspected victims", inspections(results)),
-        ):
-            if lines:
-                tables[caption + setting] = pd.DataFrame(lines, columns=header)
-    versions = sorted({version for results in every for version in results.victims["versions"].dropna()})
+    for results in settings:
+        parts = {
+            "Every defense in every cell": results.cells[list(CELL_COLUMNS)],
+            "Victims": results.victims[list(VICTIM_COLUMNS)],
+            "Other moments: what each defense needs, finds and costs": pd.DataFrame(
+                moments(results)[0], columns=list(HEADER)
+            ),
+            "Inspected victims": pd.DataFrame(inspections(results), columns=list(INSPECTION_HEADER)),
+        }
+        tables |= {f"{title} · {results.setting}": part for title, part in parts.items() if len(part)}
+    versions = sorted({version for results in settings for version in results.victims["versions"].dropna()})
     return render_result(
         suite,
-        told,
-        {"versions": {f"of results {k}": version for k, version in enumerate(versions, 1)}},
+        progress,
+        {"versions": {f"of results {number}": version for number, version in enumerate(versions, 1)}},
         alarming=False,
         heading="Suite",
         notes=[
-            "Rates lie between 0 and 1. Oracle: a setting that rests on something no defender knows. Where the attack "
-            "success rate is low the attack does not work, and detection says nothing."
+            "Rates lie between 0 and 1. An oracle is a setting that rests on something no defender knows. If the "
+            "attack success rate is low, the attack does not work and detection says nothing."
         ],
         tables=tables,
         marked_by="oracle",
