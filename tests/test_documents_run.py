@@ -84,7 +84,7 @@ def test_every_fenced_block_is_in_a_language_that_is_tested(page):
 @pytest.mark.filterwarnings("ignore::undoor.errors.UndoorNotice", "ignore:.*LeafSpec:FutureWarning")  # torch's exporter
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_a_guide_runs_from_top_to_bottom(page, desk, command, request, capsys):
-    continues = "README's first lines" in page.read_text(encoding="utf-8")
+    continues = "first lines of the README" in page.read_text(encoding="utf-8")
     run_page(page, command, dict(request.getfixturevalue("first_lines")) if continues else {})
 
 

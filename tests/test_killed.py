@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tools import killed
+from studies import killed
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
 def test_killed_runs_end_as_undisturbed_ones(tmp_path):
-    command = [sys.executable, "-m", "tools.killed", "--commands", "scan", "--kills", "2", "--seed", "1"]
+    command = [sys.executable, "-m", "studies.killed", "--commands", "scan", "--kills", "2", "--seed", "1"]
     folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "results")]
     done = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

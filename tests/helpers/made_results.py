@@ -10,6 +10,7 @@ from undoor.experiments.cells import Cell
 from undoor.experiments.contenders import EVIDENCE_VERSION, slug
 from undoor.experiments.outcome import OUTCOME_VERSION, Outcome, mask_to_text
 from undoor.experiments.store import Store
+from undoor.experiments.suites import ALL_CONTENDERS
 from undoor.safe.images import encode_png
 
 RECIPE = {
@@ -18,6 +19,9 @@ RECIPE = {
 }  # fmt: skip
 ORACLES = ("perfect removal", "SS, target class", "SS, 1.5 ε of target class", "AC, smaller cluster of target class")
 CLEAN, POISONED = 1000, 100
+
+
+METHOD_VERSIONS = {contender.name: contender.method.method_version for contender in ALL_CONTENDERS}
 
 
 def described(cell, suite, data):
@@ -101,7 +105,7 @@ def _add(
     result = {
         **described(cell, suite, data), "victim": f"v-{cell.name}", "contender": contender, "moment": moment,
         "needs": "something", "oracle": contender in ORACLES, "retrain": retrain, "control_of": control_of,
-        "filter": "average:2" if on_evidence else None, "method_version": 1,
+        "filter": "average:2" if on_evidence else None, "method_version": METHOD_VERSIONS.get(contender, 1),
         "evidence_version": EVIDENCE_VERSION if on_evidence else None, "outcome_version": OUTCOME_VERSION,
         "depends": "a hash", **asdict(outcome),
     }  # fmt: skip

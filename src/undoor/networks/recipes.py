@@ -51,7 +51,7 @@ PRESETS = {
     "paper": Recipe("paper", 200, 32, "adam", 1e-3, "steps", 1e-4, True, "pixel", "float32"),
     "paper-bf16": Recipe("paper-bf16", 200, 32, "adam", 1e-3, "steps", 1e-4, True, "pixel", "bf16"),
     "large-batch": Recipe("large-batch", 80, 512, "sgd", 0.4, "one-cycle", 5e-4, True, "pixel", "bf16"),
-    "cpu": Recipe("cpu", 30, 128, "sgd", 0.2, "one-cycle", 5e-4, False, "channel", "bf16"),
+    "cpu": Recipe("cpu", 24, 128, "sgd", 0.2, "one-cycle", 5e-4, False, "channel", "bf16"),
     "fast": Recipe("fast", 14, 128, "sgd", 0.2, "one-cycle", 5e-4, False, "channel", "bf16"),
 }
 """The presets by their names.

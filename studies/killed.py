@@ -1,6 +1,6 @@
 """Kill poison, scan and bench at random moments, run the same command again, and compare with an undisturbed run.
 
-    python -m tools.killed --kills 50
+    python -m studies.killed --kills 50
 
 writes results/killed. If it is started again, it continues. The commands run on a part of the digits. Each runs in a
 process that is forked from this one, which has imported everything already, so that the moments fall on the work and
@@ -219,7 +219,7 @@ def measure(command: str, kills: int, seed: int, work: Path, rows: list[dict], s
         shutil.rmtree(work / name, ignore_errors=True)
         (work / name).mkdir()
     # The first runs in a process as a user starts it; the second is forked, like all that follow.
-    subprocess.run([sys.executable, "-m", "tools.killed", "--run", *arguments("undisturbed")], cwd=ROOT, check=False)
+    subprocess.run([sys.executable, "-m", "studies.killed", "--run", *arguments("undisturbed")], cwd=ROOT, check=False)
     begin = time.monotonic()
     finish(arguments("again"), work)
     duration = time.monotonic() - begin
@@ -289,7 +289,7 @@ def page(content: dict) -> str:
 # Killed at any moment
 
 `kill -9` ends the whole process group at a random moment of a run. Then the same command is run again until it ends.
-`python -m tools.killed` wrote this page.
+`python -m studies.killed` wrote this page.
 
 {markdown(head, outcomes)}
 
